@@ -1,0 +1,105 @@
+"""Names to folders: what a user may call a model, and where it lies on this machine."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from candela.errors import ModelNotFound
+
+DEMO_FOLDER = Path(__file__).parent.parent / "demo" / "model"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model that Candela knows by name. `repository` is its id on the Hugging Face hub."""
+
+    name: str
+    summary: str
+    repository: str | None = None
+
+
+CATALOGUE = {
+    entry.name: entry
+    for entry in [
+        Entry("demo", "the embedded tiny Z-Image: coloured shapes, no download"),
+        Entry("z-image-turbo", "Z-Image Turbo, 8 steps", "Tongyi-MAI/Z-Image-Turbo"),
+        Entry("z-image", "Z-Image Base, 50 steps with guidance", "Tongyi-MAI/Z-Image"),
+        Entry("lumina-image-2", "Lumina-Image 2.0, 30 steps", "Alpha-VLLM/Lumina-Image-2.0"),
+        Entry("lumina-next-sft", "Lumina-Next SFT, 30 steps", "Alpha-VLLM/Lumina-Next-SFT-diffusers"),
+    ]
+}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model found on this machine: what the user calls it, and its folder in diffusers layout."""
+
+    name: str
+    folder: Path
+
+
+def hub_cache() -> Path:
+    """Where huggingface_hub keeps downloads (HF_HUB_CACHE, else HF_HOME/hub, else ~/.cache/huggingface/hub).
+
+    Read from the environment rather than from the library, whose import costs more than a help text may take."""
+    if cache := os.environ.get("HF_HUB_CACHE"):
+        return Path(cache).expanduser()
+    home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
+    return Path(home).expanduser() / "hub"
+
+
+def _snapshot(repository: str) -> Path | None:
+    """The newest complete-looking snapshot of a hub repository in the cache, or None."""
+    root = hub_cache() / f"models--{repository.replace('/', '--')}"
+    reference = root / "refs" / "main"
+    candidates = [root / "snapshots" / reference.read_text().strip()] if reference.is_file() else []
+    if (root / "snapshots").is_dir():
+        candidates += sorted((root / "snapshots").iterdir(), key=lambda p: p.stat().st_mtime, reverse=True)
+    return next((path for path in candidates if (path / "model_index.json").is_file()), None)
+
+
+def find(model: str | os.PathLike[str]) -> Model:
+    """Resolves a catalogue name, a folder in diffusers layout, or the id of a hub repository already on disk.
+
+    Nothing is downloaded. A folder wins over a hub id of the same spelling, a catalogue name over both.
+
+    Raises:
+        ModelNotFound: nothing of that name here; the message gives the nearest names, or what to run.
+    """
+    name = os.fspath(model)
+    entry = CATALOGUE.get(name)
+    if entry and entry.repository is None:
+        return Model(name, DEMO_FOLDER)
+    if entry is None and Path(name).expanduser().is_dir():
+        folder = Path(name).expanduser().resolve()
+        return Model(str(folder), folder)
+    repository = entry.repository if entry else name
+    if repository and re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        if folder_in_cache := _snapshot(repository):
+            return Model(name, folder_in_cache)
+        if entry or not name.startswith("."):
+            raise ModelNotFound(
+                f"the model {name!r} is not on this machine: no folder of that name, and the hub repository "
+                f"{repository} is not in {hub_cache()}. To download it: hf download {repository}"
+            )
+    near = difflib.get_close_matches(name.lower(), CATALOGUE, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known names: {', '.join(CATALOGUE)}."
+    raise ModelNotFound(
+        f"no model {name!r}: {hint} A folder in diffusers layout, or the id of a downloaded "
+        "hub repository (owner/name), works too"
+    )
+
+
+def installed() -> list[Model]:
+    """Everything `find` can resolve by name on this machine: the demo, then the hub cache's diffusers models."""
+    models = [Model("demo", DEMO_FOLDER)]
+    names = {entry.repository: name for name, entry in CATALOGUE.items() if entry.repository}
+    for root in sorted(hub_cache().glob("models--*--*")):
+        repository = root.name.removeprefix("models--").replace("--", "/", 1)
+        if folder := _snapshot(repository):
+            models.append(Model(names.get(repository, repository), folder))
+    return models

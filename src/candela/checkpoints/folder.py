@@ -1,0 +1,114 @@
+"""A model folder in diffusers layout, read from its JSON files and weight headers alone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from candela.checkpoints.safetensors_header import read_header
+from candela.errors import DamagedFile, MismatchedModel, ModelNotFound
+
+WITH_WEIGHTS = ("transformer", "text_encoder", "vae")
+CONFIG_NAMES = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What a diffusers folder says of itself; no tensor has been read.
+
+    `classes` maps each component to (library, class name); `configs` holds the parsed JSON of each;
+    `defaults` are the folder's own preferred settings (`candela.json`), empty for most.
+    """
+
+    path: Path
+    pipeline: str
+    classes: dict[str, tuple[str, str]]
+    configs: dict[str, dict[str, Any]]
+    weights: dict[str, list[Path]]
+    defaults: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def bytes(self) -> int:
+        return sum(path.stat().st_size for paths in self.weights.values() for path in paths)
+
+
+def read_folder(path: Path) -> Folder:
+    """Reads `model_index.json` and every component's configuration, and checks every weight file's header.
+
+    Raises:
+        ModelNotFound: no `model_index.json`.
+        MismatchedModel: a component that `model_index.json` names is missing.
+        DamagedFile: a JSON or weight file that cannot be read.
+    """
+    index_file = path / "model_index.json"
+    if not index_file.is_file():
+        found = ", ".join(sorted(p.name for p in path.iterdir())[:6]) or "nothing"
+        raise ModelNotFound(
+            f"{path} has no model_index.json, so it is not a model in diffusers layout (it holds: {found}). "
+            "Give the folder that contains model_index.json, transformer, text_encoder, tokenizer, vae and scheduler"
+        )
+    index = read_json(index_file)
+    pipeline = index.get("_class_name")
+    if not isinstance(pipeline, str):
+        raise DamagedFile(f"{index_file} names no pipeline (_class_name). Download it again")
+    classes = {
+        name: (value[0], value[1])
+        for name, value in index.items()
+        if isinstance(value, list) and len(value) == 2 and all(isinstance(v, str) for v in value)
+    }
+    configs, weights = {}, {}
+    for name in classes:
+        config_name = CONFIG_NAMES.get(name, "config.json")
+        config_file = path / name / config_name
+        if not config_file.is_file():
+            raise MismatchedModel(
+                f"{path}: the component {name!r} is missing: model_index.json names it, but there is no "
+                f"{name}/{config_name}. Download the model again, or copy the {name} folder into place"
+            )
+        configs[name] = read_json(config_file)
+        if name in WITH_WEIGHTS:
+            weights[name] = _weight_files(path / name)
+            for file in weights[name]:
+                read_header(file)
+    settings = path / "candela.json"
+    defaults = read_json(settings).get("defaults", {}) if settings.is_file() else {}
+    return Folder(path, pipeline, classes, configs, weights, defaults)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DamagedFile(f"{path} is not readable JSON ({error}). Download it again") from error
+    if not isinstance(value, dict):
+        raise DamagedFile(f"{path} holds a {type(value).__name__} where an object was expected. Download it again")
+    return value
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that a component's folder is loaded from: a sharded index, or one file."""
+    for stem in ("diffusion_pytorch_model", "model"):
+        index_file = folder / f"{stem}.safetensors.index.json"
+        if index_file.is_file():
+            shards = read_json(index_file).get("weight_map")
+            if not isinstance(shards, dict) or not all(isinstance(s, str) for s in shards.values()):
+                raise DamagedFile(f"{index_file} holds no weight_map of file names. Download it again")
+            files = [folder / name for name in sorted(set(shards.values()))]
+            for file in files:
+                if file.name not in shards.values() or not file.is_file():
+                    raise MismatchedModel(
+                        f"{folder}: the shard {file.relative_to(folder)} that {index_file.name} names is missing "
+                        f"({sum(f.is_file() for f in files)} of {len(files)} are here). Download the rest"
+                    )
+            return files
+        if (folder / f"{stem}.safetensors").is_file():
+            return [folder / f"{stem}.safetensors"]
+    others = sorted(p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".ckpt", ".pth"})
+    if others:
+        raise MismatchedModel(
+            f"{folder} holds only {', '.join(others)}: such files can run code when opened and are refused. "
+            "Download the safetensors version"
+        )
+    raise MismatchedModel(f"{folder} holds no .safetensors weights. Download the model again")

@@ -1,0 +1,93 @@
+"""Folders to components: the library's own classes with their weights, checked to be complete."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from candela.checkpoints.folder import Folder
+from candela.errors import DamagedFile, MismatchedModel
+
+# A language model's output head is stored beside its text encoder and not needed by it.
+IGNORED = ("lm_head.",)
+
+
+@dataclass(frozen=True)
+class Components:
+    """The parts of one loaded model, each an object of diffusers' or transformers' own class."""
+
+    transformer: Any
+    text_encoder: Any
+    tokenizer: Any
+    vae: Any
+    scheduler: Any
+
+
+def load_components(folder: Folder, *, device: torch.device, dtype: torch.dtype) -> Components:
+    """Loads every component of `folder` from disk, in evaluation mode; nothing touches the network.
+
+    Raises:
+        MismatchedModel: a class the libraries do not have, or weights that do not fill the model exactly.
+        DamagedFile: a file whose tensors cannot be read.
+    """
+    parts: dict[str, Any] = {}
+    for name in ("transformer", "text_encoder", "vae"):
+        module = _load_weights(folder, name, dtype)
+        # SDXL's VAE overflows in float16 and says so in its configuration.
+        if name == "vae" and dtype == torch.float16 and module.config.force_upcast:
+            module = module.float()
+        parts[name] = module.to(device).eval().requires_grad_(False)
+    from transformers import AutoTokenizer
+
+    try:
+        parts["tokenizer"] = AutoTokenizer.from_pretrained(folder.path / "tokenizer", local_files_only=True)
+    except Exception as error:
+        raise DamagedFile(f"{folder.path / 'tokenizer'}: the tokenizer cannot be read ({error})") from error
+    scheduler = _class(folder, "scheduler")
+    parts["scheduler"] = scheduler.from_config(folder.configs["scheduler"])
+    return Components(**parts)
+
+
+def _class(folder: Folder, name: str) -> Any:
+    library, class_name = folder.classes[name]
+    found = None
+    if library in ("diffusers", "transformers"):
+        found = getattr(importlib.import_module(library), class_name, None)
+    if found is None:
+        raise MismatchedModel(
+            f"{folder.path}: the {name} is a {library}.{class_name}, which the installed {library} does not have. "
+            "Candela runs classes of diffusers and transformers only, never code from a checkpoint"
+        )
+    return found
+
+
+def _load_weights(folder: Folder, name: str, dtype: torch.dtype) -> Any:
+    cls = _class(folder, name)
+    dtype_argument = "torch_dtype" if folder.classes[name][0] == "diffusers" else "dtype"
+    try:
+        module, info = cls.from_pretrained(
+            folder.path / name,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            **{dtype_argument: dtype},
+        )
+    except Exception as error:
+        raise DamagedFile(f"{folder.path / name}: the weights do not load into {cls.__name__}: {error}") from error
+    missing = sorted(info["missing_keys"])
+    unexpected = sorted(key for key in info["unexpected_keys"] if not key.startswith(IGNORED))
+    mismatched = sorted(str(key[0]) for key in info["mismatched_keys"])
+    problems = [
+        f"{len(keys)} {label} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+        for label, keys in [("missing", missing), ("unexpected", unexpected), ("of another shape", mismatched)]
+        if keys
+    ]
+    if problems:
+        raise MismatchedModel(
+            f"{folder.path / name}: the weights do not fit {cls.__name__} as its config.json describes it: "
+            f"{'; '.join(problems)}. The configuration and the weights must come from the same model"
+        )
+    return module

@@ -1,0 +1,1 @@
+"""The shell's door: arguments in, engine calls, files and messages out."""

@@ -1,0 +1,277 @@
+"""`candela generate`: options to requests, one picture at a time, each saved as soon as it is done."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from candela.errors import Cancelled, InvalidRequest, OutputError
+from candela.record import Record, pixels_sha256, read_record, save_png
+
+DEFAULT_STRENGTH = 0.6  # as in diffusers' image-to-image pipelines
+
+
+@dataclass(frozen=True)
+class Options:
+    """What was typed; None where an option was left out."""
+
+    prompts: tuple[str, ...]
+    prompts_file: Path | None
+    model: str | None
+    negative: str | None
+    width: int | None
+    height: int | None
+    steps: int | None
+    guidance: float | None
+    seed: int | None
+    count: int
+    init: Path | None
+    strength: float | None
+    like: Path | None
+    out: Path
+    as_json: bool
+
+
+def run(options: Options) -> int:
+    """Checks everything that can be checked, then loads the model and makes the pictures. -> exit code
+
+    Raises:
+        CandelaError: bad input; nothing has been written.
+    """
+    record = remakeable(options.like) if options.like else None
+    settings = request_settings(options, record)
+    model = options.model or (record.model if record else "demo")
+
+    from candela.checkpoints import find, read_folder
+    from candela.engine import Engine, Request
+    from candela.families import family_of
+
+    quiet_libraries()
+    began = time.perf_counter()
+    request = Request(**settings)
+    folder = read_folder(find(model).folder)
+    family = family_of(folder)
+    request.resolved(family, family.defaults(folder))
+    target = Target(options.out, request.images)
+    engine = Engine.load(model)
+    request = engine.check(request)
+    target.prepare()
+
+    done: list[dict[str, Any]] = []
+    seconds = {"load": engine.load_seconds, "encode": 0.0, "denoise": 0.0, "decode": 0.0}
+    peak, stop, code = 0, threading.Event(), 0
+    with stopped_by_ctrl_c(stop), progress_bar(request, options.as_json) as on_step:
+        for index in range(request.images):
+            single = dataclasses.replace(
+                request,
+                prompt=request.prompts[index // request.count],
+                negative_prompt=request.negatives[index // request.count] if request.negatives else None,
+                seed=request.seed + index,
+                count=1,
+            )
+            try:
+                with spoken_warnings(first=index == 0):
+                    result = engine.generate(single, on_step=on_step(index), cancelled=stop.is_set)
+            except Cancelled as error:
+                message = f"candela: {error} of picture {index + 1} of {request.images}; {len(done)} finished and kept"
+                print(message, file=sys.stderr)
+                code = 130
+                break
+            path = target.save(result.images[0], result.records[0], index)
+            done.append({"path": str(path), "seed": result.seeds[0]})
+            peak = max(peak, result.peak_bytes)
+            for stage in ("encode", "denoise", "decode"):
+                seconds[stage] += getattr(result.seconds, stage)
+            if not options.as_json:
+                print(path, flush=True)
+    if options.as_json:
+        from candela.cli.main import print_json
+
+        seconds["total"] = time.perf_counter() - began
+        rounded = {stage: round(value, 4) for stage, value in seconds.items()}
+        print_json({"model": engine.model.name, "images": done, "seconds": rounded, "peak_bytes": peak})
+    return code
+
+
+def request_settings(options: Options, record: Record | None) -> dict[str, Any]:
+    """The request's fields: what was typed, over what `--like` brings, over the request's own defaults."""
+    prompts = list(options.prompts)
+    if options.prompts_file:
+        try:
+            lines = options.prompts_file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidRequest(f"the prompts file {options.prompts_file} cannot be read: {error}") from error
+        prompts += [line.strip() for line in lines if line.strip()]
+    if not prompts and record:
+        prompts = [record.prompt]
+    if not prompts:
+        raise InvalidRequest("no prompt: give at least one, or a file of them with --prompts FILE")
+
+    def pick(name: str, default: Any = None) -> Any:
+        typed = getattr(options, "negative" if name == "negative_prompt" else name)
+        return typed if typed is not None else getattr(record, name) if record else default
+
+    image = open_start(options.init, record)
+    if options.strength is not None and image is None:
+        raise InvalidRequest(f"--strength {options.strength:g} needs a picture to start from: add --init IMAGE")
+    return {
+        "prompt": prompts,
+        "negative_prompt": pick("negative_prompt"),
+        "width": pick("width"),
+        "height": pick("height"),
+        "steps": pick("steps"),
+        "guidance": pick("guidance"),
+        "seed": pick("seed", 0),
+        "count": options.count,
+        "image": image,
+        "strength": pick("strength", DEFAULT_STRENGTH) if image else 1.0,
+    }
+
+
+def remakeable(path: Path) -> Record:
+    record = read_record(path)
+    if not record.remake:
+        raise OutputError(
+            f"{path} was made from latents or a mask handed over in Python, which its record cannot hold: "
+            "make it again there"
+        )
+    return record
+
+
+def open_start(typed: Path | None, record: Record | None) -> Any:
+    """The picture to start from, if any: the one typed, else the record's, which must be the same as then."""
+    path = typed or (Path(record.start.path) if record and record.start and record.start.path else None)
+    if path is None:
+        if record and record.start:
+            raise InvalidRequest("the picture was made from a start image without a file name: add it with --init")
+        return None
+    from PIL import Image
+
+    try:
+        image = Image.open(path)
+        image.load()
+    except FileNotFoundError as error:
+        raise InvalidRequest(f"the start image {path} does not exist") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InvalidRequest(f"the start image {path} cannot be read as a picture ({error})") from error
+    image.filename = os.path.abspath(path)  # the record names it, wherever --like is called from
+    if typed is None and record and record.start and pixels_sha256(image) != record.start.sha256:
+        raise InvalidRequest(
+            f"the start image {path} has changed since the picture was made: its pixels no longer match. "
+            "Put the old one back, or name another with --init"
+        )
+    return image
+
+
+class Target:
+    """Where pictures go: a folder, or one file whose further pictures are numbered. Nothing is overwritten."""
+
+    def __init__(self, out: Path, images: int):
+        self.is_file = out.suffix.lower() == ".png"
+        self.folder = out.parent if self.is_file else out
+        self.names: list[str | None] = [None] * images
+        if self.is_file:
+            self.names = [out.stem] if images == 1 else [f"{out.stem}-{k + 1}" for k in range(images)]
+            taken = [f"{name}.png" for name in self.names if (self.folder / f"{name}.png").exists()]
+            if taken:
+                raise OutputError(f"{self.folder / taken[0]} exists and is not overwritten: choose another --out")
+        existing = next((p for p in [self.folder, *self.folder.parents] if p.exists()), None)
+        if existing is not None and not (existing.is_dir() and os.access(existing, os.W_OK)):
+            raise OutputError(f"cannot write into {self.folder}: {existing} is not a folder that can be written")
+
+    def prepare(self) -> None:
+        """Creates the folder and proves that it can be written, before minutes are spent on a picture."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
+        except OSError as error:
+            raise OutputError(
+                f"cannot write into {self.folder}: {error.strerror or error}. Choose another --out"
+            ) from error
+
+    def save(self, image: Any, record: Record, index: int) -> Path:
+        return save_png(image, record, self.folder, self.names[index])
+
+
+@contextmanager
+def stopped_by_ctrl_c(stop: threading.Event) -> Iterator[None]:
+    """The first Ctrl-C lets the step finish and keeps what is done; a second one ends the program at once."""
+    if threading.current_thread() is not threading.main_thread():  # signals reach the main thread only
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def on_signal(number: int, frame: object) -> None:
+        stop.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    signal.signal(signal.SIGINT, on_signal)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def progress_bar(request: Any, quiet: bool) -> Iterator[Any]:
+    """-> a function: picture's index -> step callback. Drawn on stderr, only where someone watches."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("steps  {task.fields[pace]}"),
+        console=console,
+        transient=True,
+        disable=quiet or not console.is_terminal,
+    )
+
+    def on_step(index: int) -> Any:
+        label = f"picture {index + 1}/{request.images}" if request.images > 1 else "picture"
+        task = bar.add_task(label, total=None, pace="")
+
+        def step(step: Any) -> None:
+            bar.update(task, total=step.steps, completed=step.index, pace=f"{step.seconds:.2f} s/step")
+            if step.index == step.steps:
+                bar.remove_task(task)
+
+        return step
+
+    with bar:
+        yield on_step
+
+
+@contextmanager
+def spoken_warnings(first: bool) -> Iterator[None]:
+    """Our own warnings as one plain line each, once per run."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for warning in caught if first else ():
+        if "candela" in warning.filename or "negative prompt" in str(warning.message):
+            print(f"candela: note: {warning.message}", file=sys.stderr)
+
+
+def quiet_libraries() -> None:
+    """Keeps the libraries' own progress bars and advice off the terminal."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()

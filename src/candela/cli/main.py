@@ -1,0 +1,134 @@
+"""`candela`: the commands and their options. What they do is in the modules beside this one.
+
+Exit codes: 0 done; 1 the model failed to make a picture; 2 bad input, nothing was written;
+130 stopped with Ctrl-C, finished pictures were kept.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from candela.errors import CandelaError, GenerationError
+
+app = typer.Typer(
+    name="candela",
+    help="Z-Image and Lumina pictures from prompts, through diffusers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command()
+def generate(
+    prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="One picture for each.")] = None,
+    prompts_file: Annotated[
+        Path | None, typer.Option("--prompts", metavar="FILE", help="A text file with one prompt per line.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Name, folder, or id of a downloaded hub repository. (default: demo)")
+    ] = None,
+    negative: Annotated[str | None, typer.Option(help="What the picture should not show (needs guidance).")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels, a multiple of 16.")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels, a multiple of 16.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Model evaluations per picture.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Off at 0 for Z-Image (ComfyUI's cfg minus 1), at 1 for Lumina.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Picture k takes seed + k. (default: 0)")] = None,
+    count: Annotated[int, typer.Option(help="Pictures per prompt.")] = 1,
+    init: Annotated[Path | None, typer.Option(metavar="IMAGE", help="A picture to start from.")] = None,
+    strength: Annotated[
+        float | None, typer.Option(help="With --init: 1 ignores it, 0.5 keeps its layout. (default: 0.6)")
+    ] = None,
+    like: Annotated[
+        Path | None, typer.Option(metavar="IMAGE", help="Take every setting from a picture made by Candela.")
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="PATH", help="A folder, or a file ending in .png.")] = Path("outputs"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object for scripts.")] = False,
+) -> None:
+    """Make pictures from prompts."""
+
+    def run() -> int:
+        from candela.cli.generate import Options, run
+
+        options = Options(
+            tuple(prompts or ()), prompts_file, model, negative, width, height, steps, guidance, seed, count,
+            init, strength, like, out, as_json,
+        )  # fmt: skip
+        return run(options)
+
+    _guarded(run, as_json)
+
+
+@app.command()
+def show(image: Annotated[Path, typer.Argument(help="A PNG made by Candela.")]) -> None:
+    """Print how a picture was made."""
+
+    def run() -> int:
+        from dataclasses import asdict
+
+        from candela.record import read_record
+
+        for name, value in asdict(read_record(image)).items():
+            if isinstance(value, dict):
+                value = ", ".join(f"{key} {item}" for key, item in value.items())
+            if value is not None and name != "remake":
+                print(f"{name + ':':17}{value}")
+        return 0
+
+    _guarded(run)
+
+
+@app.command()
+def models() -> None:
+    """List the models that are usable on this machine."""
+
+    def run() -> int:
+        from candela.cli.models import run
+
+        return run()
+
+    _guarded(run)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from candela import __version__
+
+        print(f"candela {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _guarded(run: Callable[[], int], as_json: bool = False) -> None:
+    """Turns the error tree into messages and exit codes. Anything outside it is a defect, and shows its traceback."""
+    try:
+        code = run()
+    except CandelaError as error:
+        code = 1 if isinstance(error, GenerationError) else 2
+        if as_json:
+            print_json({"error": {"type": type(error).__name__, "message": str(error)}})
+        print(f"candela: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        code = 130
+        print("candela: stopped", file=sys.stderr)
+    raise typer.Exit(code)
+
+
+def print_json(value: dict[str, Any]) -> None:
+    print(json.dumps(value, ensure_ascii=False), flush=True)

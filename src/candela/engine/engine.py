@@ -1,0 +1,300 @@
+"""One loaded model, from prompt to picture."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from candela.checkpoints import Components, Folder, Model, find, load_components, read_folder
+from candela.engine import memory, preview, sampling
+from candela.engine.request import Request
+from candela.engine.result import Result, Seconds
+from candela.engine.sampling import OnStep
+from candela.errors import Cancelled, InvalidRequest
+from candela.families import Conditioning, Defaults, Family, family_of
+from candela.families.base import warn_unused_negative
+from candela.record import Record, pixels_sha256, versions
+from candela.record import Start as StartRecord
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Engine:
+    """A model in memory. Requests from several threads are served one after the other.
+
+    Make one with `Engine.load`. A request that fails or is cancelled leaves it as it was.
+    """
+
+    def __init__(
+        self, model: Model, folder: Folder, family: Family, components: Components, device: torch.device, load: float
+    ):
+        self.model = model
+        self.family = family
+        self.components = components
+        self.defaults: Defaults = family.defaults(folder)
+        self.device = device
+        self.dtype: torch.dtype = components.transformer.dtype
+        self.load_seconds = load
+        self._lock = threading.RLock()
+        self._projection: torch.Tensor | None = None
+
+    @classmethod
+    def load(
+        cls, model: str | os.PathLike[str] = "demo", *, device: str | None = None, dtype: str | None = None
+    ) -> Engine:
+        """Loads a model by catalogue name, diffusers folder, or the id of a hub repository already on disk.
+
+        `device` is a torch device, by default the first GPU, else the CPU. `dtype` is float32, bfloat16 or
+        float16; by default bfloat16 where the GPU has it, float32 elsewhere. Nothing is downloaded.
+
+        Raises:
+            ModelNotFound, MismatchedModel, DamagedFile: the files cannot be used; found before weights are read
+                wherever headers tell.
+            InvalidRequest: an unknown device or dtype.
+        """
+        began = time.perf_counter()
+        target = pick_device(device)
+        precision = pick_dtype(dtype, target)
+        found = find(model)
+        folder = read_folder(found.folder)
+        family = family_of(folder)
+        components = load_components(folder, device=target, dtype=precision)
+        return cls(found, folder, family, components, target, time.perf_counter() - began)
+
+    def generate(
+        self, request: Request, *, on_step: OnStep | None = None, cancelled: Callable[[], bool] | None = None
+    ) -> Result:
+        """Carries out `request`. All its pictures form one batch.
+
+        `on_step` is called after every step, in this thread, and may raise to stop the run; `cancelled` is
+        asked before every step and stage.
+
+        Raises:
+            InvalidRequest: what this model cannot do, found before anything runs.
+            GenerationError: NaN or infinite values where a picture should be.
+            Cancelled: `cancelled()` was true.
+        """
+        with self._lock:
+            memory.reset_peak(self.device)
+            full = request.resolved(self.family, self.defaults)
+            marks = [time.perf_counter()]
+            conditioning = self._encode_for(full)
+            marks.append(time.perf_counter())
+            latents = self.denoise(full, conditioning, on_step=on_step, cancelled=cancelled)
+            marks.append(time.perf_counter())
+            if cancelled is not None and cancelled():
+                steps = full.steps or 0
+                raise Cancelled(steps, steps)
+            images = self.decode(latents)
+            marks.append(time.perf_counter())
+            encode, denoise, decode = (b - a for a, b in itertools.pairwise(marks))
+            return Result(
+                images=images,
+                seeds=[full.seed + k for k in range(full.images)],
+                seconds=Seconds(self.load_seconds, encode, denoise, decode, marks[-1] - marks[0]),
+                peak_bytes=memory.peak_bytes(self.device),
+                request=full,
+                records=[self._record(full, k) for k in range(full.images)],
+            )
+
+    def check(self, request: Request) -> Request:
+        """`request` with every default filled in, and its prompts' lengths checked; nothing is run.
+
+        Raises:
+            InvalidRequest: whatever `generate` would find wrong with it.
+        """
+        full = request.resolved(self.family, self.defaults)
+        for prompt in full.prompts:
+            self.family.tokenize(self.components, prompt)
+        for negative in full.negatives or ():
+            self.family.tokenize(self.components, negative, negative=True)
+        return full
+
+    # --- the stages -------------------------------------------------------------------------
+
+    def encode(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None = None) -> Conditioning:
+        """Texts to text features; `negative_prompts`, one per prompt, where guidance will be on.
+
+        Raises:
+            InvalidRequest: a prompt beyond the model's limit, in tokens.
+        """
+        with self._lock:
+            return self.family.encode(self.components, prompts, negative_prompts)
+
+    def encode_image(self, image: Image.Image, width: int, height: int, noise: torch.Tensor | None = None):
+        """A picture, resized to width x height if it is not, to raw VAE latents float32 [1, C, height/8, width/8].
+
+        `noise` of that shape picks a sample of the VAE's posterior; without it, its mean is returned.
+        """
+        from diffusers.image_processor import VaeImageProcessor
+        from PIL import Image as Images
+
+        if image.size != (width, height):
+            image = image.resize((width, height), Images.Resampling.LANCZOS)
+        pixels = VaeImageProcessor().preprocess(image.convert("RGB"))
+        vae = self.components.vae
+        with self._lock, torch.no_grad():
+            posterior = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
+            raw = posterior.mean.float()
+            return raw if noise is None else raw + posterior.std.float() * noise.to(raw.device)
+
+    def denoise(
+        self,
+        request: Request,
+        conditioning: Conditioning,
+        *,
+        on_step: OnStep | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> torch.Tensor:
+        """Text features to raw VAE latents, float32 [pictures, C, height / 8, width / 8].
+
+        `conditioning` has one entry per prompt of `request`; the request's texts are not read.
+
+        Raises:
+            InvalidRequest, GenerationError, Cancelled: as `generate`.
+        """
+        with self._lock, torch.no_grad():
+            full = request.resolved(self.family, self.defaults)
+            assert full.width and full.height and full.steps and full.guidance is not None
+            vae, family = self.components.vae, self.family
+            shape = (vae.config.latent_channels, full.height // 8, full.width // 8)
+            noise, start = self._noise_and_start(full, shape)
+            scheduler = copy.deepcopy(self.components.scheduler)
+            family.set_timesteps(scheduler, full.steps, noise)
+            latents = sampling.denoise(
+                family.predictor(self.components, conditioning.repeated(full.count), full.guidance, noise.shape),
+                scheduler,
+                noise,
+                start=start,
+                first=0 if start is None else sampling.skipped_steps(full.steps, full.strength),
+                on_step=on_step,
+                cancelled=cancelled,
+                preview=self._preview,
+            )
+            return family.to_raw(vae, latents)
+
+    def decode(self, latents: torch.Tensor) -> list[Image.Image]:
+        """Raw VAE latents [B, C, h, w] to RGB pictures of 8h x 8w, one at a time.
+
+        Raises:
+            InvalidRequest: another number of channels than the VAE's.
+            GenerationError: NaN or infinite pixels.
+        """
+        from diffusers.image_processor import VaeImageProcessor
+
+        vae = self.components.vae
+        channels = vae.config.latent_channels
+        if latents.ndim != 4 or latents.shape[1] != channels:
+            raise InvalidRequest(
+                f"latents of shape {list(latents.shape)} do not belong to {self.model.name}: "
+                f"its VAE takes [pictures, {channels}, height / 8, width / 8]"
+            )
+        images: list[Image.Image] = []
+        with self._lock, torch.no_grad():
+            for single in latents.to(vae.device, vae.dtype).split(1):
+                pixels = vae.decode(single, return_dict=False)[0].float()
+                sampling.check_finite(pixels, "the decoded pixels", 0)
+                images += VaeImageProcessor().postprocess(pixels, output_type="pil")
+        return images
+
+    # --- parts ------------------------------------------------------------------------------
+
+    def _encode_for(self, full: Request) -> Conditioning:
+        assert full.guidance is not None
+        if self.family.guided(full.guidance):
+            return self.encode(full.prompts, full.negatives or ("",) * len(full.prompts))
+        if any(full.negatives or ()):
+            warn_unused_negative(self.family, full.guidance)
+        return self.encode(full.prompts)
+
+    def _noise_and_start(
+        self, full: Request, shape: tuple[int, int, int]
+    ) -> tuple[torch.Tensor, sampling.Start | None]:
+        """Noise per picture, and what image-to-image starts from, both on the device, in the model's scale."""
+        seeds = [full.seed + k for k in range(full.images)]
+        if full.image is None and full.latents is None:
+            return sampling.noise_for(seeds, shape).to(self.device), None
+        if full.latents is not None:
+            raw, noise = full.latents.float(), sampling.noise_for(seeds, shape)
+            if tuple(raw.shape[1:]) != shape:
+                raise InvalidRequest(
+                    f"latents of shape {list(raw.shape)} do not belong to {self.model.name}: "
+                    f"it takes [pictures, {', '.join(map(str, shape))}] at {full.width}x{full.height}"
+                )
+        else:
+            assert full.image is not None and full.width and full.height
+            # As diffusers draws it: first the posterior's sample, then the noise, from one generator.
+            both = sampling.noise_for(seeds, (2, *shape))
+            raw = torch.cat(
+                [self.encode_image(full.image, full.width, full.height, sample[None]) for sample in both[:, 0]]
+            )
+            noise = both[:, 1]
+        if full.mask is not None and tuple(full.mask.shape[2:]) != shape[1:]:
+            raise InvalidRequest(
+                f"the mask is {full.mask.shape[3]}x{full.mask.shape[2]}; at {full.width}x{full.height} it must be "
+                f"{shape[2]}x{shape[1]}, an eighth of the picture"
+            )
+        latents = self.family.to_model(self.components.vae, raw.to(self.device)).expand(len(seeds), -1, -1, -1)
+        mask = None if full.mask is None else full.mask.to(self.device, torch.float32)
+        return noise.to(self.device), sampling.Start(latents, mask)
+
+    def _preview(self, latents: torch.Tensor) -> list[Image.Image]:
+        if self._projection is None:
+            self._projection = preview.fit(self.components.vae)
+        return preview.render(self.family.to_raw(self.components.vae, latents), self._projection)
+
+    def _record(self, full: Request, index: int) -> Record:
+        assert full.width and full.height and full.steps and full.guidance is not None
+        prompt = index // full.count
+        start = None
+        if full.image is not None:
+            start = StartRecord(getattr(full.image, "filename", None) or None, pixels_sha256(full.image))
+        return Record(
+            model=self.model.name,
+            family=self.family.name,
+            prompt=full.prompts[prompt],
+            negative_prompt=full.negatives[prompt] if full.negatives else None,
+            width=full.width,
+            height=full.height,
+            steps=full.steps,
+            guidance=full.guidance,
+            cfg=self.family.cfg(full.guidance),
+            seed=full.seed + index,
+            strength=full.strength,
+            dtype=str(self.dtype).removeprefix("torch."),
+            device=self.device.type,
+            start=start,
+            remake=full.latents is None and full.mask is None,
+            versions=versions(),
+        )
+
+
+def pick_device(name: str | None) -> torch.device:
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InvalidRequest(f"no device {name!r} here ({reason}): leave it out, or use cpu") from error
+    return device
+
+
+def pick_dtype(name: str | None, device: torch.device) -> torch.dtype:
+    if name is None:
+        bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if bfloat16 else torch.float32
+    if name not in DTYPES:
+        raise InvalidRequest(f"dtype {name!r} is unknown: use {', '.join(DTYPES)}")
+    return DTYPES[name]

@@ -1,0 +1,194 @@
+"""What a caller may ask for, checked as soon as it is said."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from candela.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+    from candela.families import Defaults, Family
+
+MAX_SEED = 2**64 - 1  # what torch.Generator and ComfyUI take
+MAX_SIDE = 16384
+MAX_IMAGES = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """One or several pictures. What is None takes the model's default.
+
+    Picture k shows prompt k // count and is drawn from seed + k.
+
+    Attributes:
+        prompt: one text, or a sequence of them.
+        negative_prompt: one text for all prompts, or one for each; read only where guidance is on.
+        width, height: pixels, multiples of 16. With `image`, its own size unless given.
+        steps: model evaluations, at least 1.
+        guidance: in the family's own convention; 0 is off for Z-Image, 1 for Lumina.
+        seed: 0 to 2**64 - 1.
+        count: pictures per prompt.
+        image: a picture to start from (image-to-image). It is resized only if a size is given.
+        latents: the same as raw VAE latents, float [1 or pictures, C, height / 8, width / 8]; excludes `image`.
+        strength: how much of the way from pure noise is walked anew: 1 ignores the start, 0.5 keeps its layout.
+        mask: float [1 or pictures, 1, height / 8, width / 8] in 0..1, 1 = repaint; needs `image` or `latents`.
+
+    Raises:
+        InvalidRequest: at construction, for what is wrong whatever the model.
+    """
+
+    prompt: str | Sequence[str]
+    negative_prompt: str | Sequence[str] | None = None
+    width: int | None = None
+    height: int | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    seed: int = 0
+    count: int = 1
+    image: Image.Image | None = None
+    latents: torch.Tensor | None = None
+    strength: float = 1.0
+    mask: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        prompts = (self.prompt,) if isinstance(self.prompt, str) else tuple(self.prompt)
+        if not prompts:
+            raise InvalidRequest("the list of prompts is empty: give at least one prompt")
+        _check_texts("prompt", prompts)
+        negatives = self.negative_prompt
+        if negatives is not None:
+            negatives = (negatives,) * len(prompts) if isinstance(negatives, str) else tuple(negatives)
+            _check_texts("negative prompt", negatives)
+            if len(negatives) != len(prompts):
+                raise InvalidRequest(
+                    f"{len(negatives)} negative prompts for {len(prompts)} prompts: give one for all, or one for each"
+                )
+        object.__setattr__(self, "prompt", prompts)
+        object.__setattr__(self, "negative_prompt", negatives)
+        for name in ("width", "height"):
+            if getattr(self, name) is not None:
+                self._integer(name, 1, MAX_SIDE, "pixels")
+        if self.steps is not None:
+            self._integer("steps", 1, 1000, "a model distilled to few steps needs 4 to 8, others 20 to 50")
+        self._integer("count", 1, MAX_IMAGES, "pictures per prompt")
+        self._integer("seed", 0, MAX_SEED, "2**64 - 1 is the last")
+        if self.seed + self.images - 1 > MAX_SEED:
+            raise InvalidRequest(
+                f"seed {self.seed} is out of range for {self.images} pictures: picture k takes seed + k, "
+                f"so the highest is {MAX_SEED - self.images + 1}"
+            )
+        self._number("guidance", 0.0, 100.0)
+        self._number("strength", 0.0, 1.0)
+        self._check_start()
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """`prompt` as a tuple, which it is once checked."""
+        return cast("tuple[str, ...]", self.prompt)
+
+    @property
+    def negatives(self) -> tuple[str, ...] | None:
+        """`negative_prompt` as one text per prompt, or None."""
+        return cast("tuple[str, ...] | None", self.negative_prompt)
+
+    @property
+    def images(self) -> int:
+        """How many pictures this asks for."""
+        return len(self.prompt) * self.count
+
+    def resolved(self, family: Family, defaults: Defaults) -> Request:
+        """This request with every open setting filled in, checked against what `family` can do.
+
+        Raises:
+            InvalidRequest: a size the family cannot make, or a strength too small for any step.
+        """
+        width, height = self.width, self.height
+        if self.image is not None and width is None and height is None:
+            width, height = self.image.size
+            multiple = family.size_multiple
+            if width % multiple or height % multiple:
+                near = [max(multiple, round(side / multiple) * multiple) for side in (width, height)]
+                raise InvalidRequest(
+                    f"the start image is {width}x{height}; sides must be multiples of {multiple}. "
+                    f"Ask for width {near[0]} and height {near[1]} to have it resized"
+                )
+        if self.latents is not None:
+            factor = 8
+            width = width or self.latents.shape[3] * factor
+            height = height or self.latents.shape[2] * factor
+            if (self.latents.shape[3] * factor, self.latents.shape[2] * factor) != (width, height):
+                raise InvalidRequest(
+                    f"latents of {self.latents.shape[3]}x{self.latents.shape[2]} make a picture of "
+                    f"{self.latents.shape[3] * factor}x{self.latents.shape[2] * factor}, not {width}x{height}"
+                )
+        steps = self.steps if self.steps is not None else defaults.steps
+        full = dataclasses.replace(
+            self,
+            width=width or defaults.width,
+            height=height or defaults.height,
+            steps=steps,
+            guidance=self.guidance if self.guidance is not None else defaults.guidance,
+        )
+        assert full.width and full.height
+        family.check_size(full.width, full.height)
+        if int(steps - min(steps * self.strength, steps)) >= steps:
+            raise InvalidRequest(
+                f"strength {self.strength:g} of {steps} steps leaves no step to run: "
+                f"use a strength of at least {1 / steps:.2g}"
+            )
+        return full
+
+    def _integer(self, name: str, low: int, high: int, remark: str) -> None:
+        value = getattr(self, name)
+        try:
+            number = operator.index(value) if not isinstance(value, bool) else None
+        except TypeError:
+            number = None
+        if number is None:
+            raise InvalidRequest(f"{name} must be a whole number, not {value!r}")
+        if not low <= number <= high:
+            raise InvalidRequest(f"{name} {number} is out of range: {low} to {high} ({remark})")
+        object.__setattr__(self, name, number)
+
+    def _number(self, name: str, low: float, high: float) -> None:
+        value: Any = getattr(self, name)
+        if value is None:
+            return
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            raise InvalidRequest(f"{name} must be a number, not {value!r}") from None
+        if not (math.isfinite(number) and low <= number <= high):
+            raise InvalidRequest(f"{name} {number:g} is out of range: {low:g} to {high:g}")
+        object.__setattr__(self, name, number)
+
+    def _check_start(self) -> None:
+        if self.image is not None and self.latents is not None:
+            raise InvalidRequest("both image and latents are given to start from: give one of them")
+        started = self.image is not None or self.latents is not None
+        if self.strength < 1.0 and not started:
+            raise InvalidRequest(f"strength {self.strength:g} needs an image or latents to start from")
+        if self.mask is not None and not started:
+            raise InvalidRequest("a mask needs an image or latents to keep outside of it")
+        for name, channels in (("latents", None), ("mask", 1)):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            shape = tuple(value.shape)
+            if len(shape) != 4 or shape[0] not in (1, self.images) or (channels and shape[1] != channels):
+                wanted = f"[1 or {self.images}, {channels or 'C'}, height / 8, width / 8]"
+                raise InvalidRequest(f"{name} must have the shape {wanted}, not {list(shape)}")
+
+
+def _check_texts(name: str, texts: tuple[Any, ...]) -> None:
+    for text in texts:
+        if not isinstance(text, str):
+            raise InvalidRequest(f"a {name} must be text, not {type(text).__name__}: {text!r}")

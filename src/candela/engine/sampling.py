@@ -1,0 +1,113 @@
+"""Noise to latents: the denoising loop, and what a caller sees of each step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from candela.errors import Cancelled, GenerationError
+from candela.families import Predictor
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One finished step of a run, as the step callback gets it.
+
+    Attributes:
+        index, steps: 1-based, of how many.
+        seconds: this step took.
+        denoised: the model's present estimate of the finished latents, float32 [B, C, h, w] in its own scale.
+    """
+
+    index: int
+    steps: int
+    seconds: float
+    denoised: torch.Tensor
+    _preview: Callable[[torch.Tensor], list[Image.Image]]
+
+    def preview(self) -> list[Image.Image]:
+        """One small picture per image, an eighth of its size, from a linear reading of the latents."""
+        return self._preview(self.denoised)
+
+
+OnStep = Callable[[Step], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """What an image-to-image run begins from, in the model's scale: latents [B, C, h, w], and where to
+    repaint them: mask [B or 1, 1, h, w] with 1 = repaint, or None for everywhere."""
+
+    latents: torch.Tensor
+    mask: torch.Tensor | None = None
+
+
+def noise_for(seeds: Sequence[int], shape: Sequence[int]) -> torch.Tensor:
+    """Standard normal noise [len(seeds), *shape], float32 on the CPU, each picture from its own generator."""
+    return torch.cat([
+        torch.randn((1, *shape), generator=torch.Generator("cpu").manual_seed(seed), dtype=torch.float32)
+        for seed in seeds
+    ])  # fmt: skip
+
+
+def skipped_steps(steps: int, strength: float) -> int:
+    """How many of the first steps image-to-image leaves out, as diffusers' pipelines count them."""
+    return int(max(steps - min(steps * strength, steps), 0))
+
+
+def denoise(
+    predict: Predictor,
+    scheduler: Any,
+    noise: torch.Tensor,
+    *,
+    start: Start | None = None,
+    first: int = 0,
+    on_step: OnStep | None = None,
+    cancelled: Callable[[], bool] | None = None,
+    preview: Callable[[torch.Tensor], list[Image.Image]],
+) -> torch.Tensor:
+    """Walks `scheduler.timesteps[first:]` from noise, or from `start` with noise on it, to latents.
+
+    `noise` is float32 [B, C, h, w] on the model's device; so is what is returned, in the model's scale.
+
+    Raises:
+        Cancelled: `cancelled()` was true before a step.
+        GenerationError: NaN or infinite latents at the end.
+    """
+    timesteps = scheduler.timesteps[first:]
+    scheduler.set_begin_index(first)
+    latents = noise if start is None else scheduler.scale_noise(start.latents, timesteps[:1], noise)
+    for index, timestep in enumerate(timesteps):
+        if cancelled is not None and cancelled():
+            raise Cancelled(index, len(timesteps))
+        began = time.perf_counter()
+        velocity = predict(latents, timestep)
+        before = latents
+        latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
+        if start is not None and start.mask is not None:
+            kept = start.latents
+            if index + 1 < len(timesteps):
+                kept = scheduler.scale_noise(kept, timesteps[index + 1 : index + 2], noise)
+            latents = start.mask * latents + (1 - start.mask) * kept
+        if on_step is not None:
+            denoised = before - timestep / 1000 * velocity
+            on_step(Step(index + 1, len(timesteps), time.perf_counter() - began, denoised, preview))
+    check_finite(latents, "the latents", len(timesteps))
+    return latents
+
+
+def check_finite(values: torch.Tensor, what: str, steps: int) -> None:
+    bad = int((~torch.isfinite(values)).sum())
+    if bad:
+        raise GenerationError(
+            f"{what} hold {bad} NaN or infinite values of {values.numel()} after {steps} steps in {values.dtype}: "
+            "there is no picture. The usual cause is an overflow in float16: load the model with dtype bfloat16 "
+            "or float32. If it is loaded so already, the weights are damaged"
+        )

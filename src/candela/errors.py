@@ -1,0 +1,55 @@
+"""Every failure that Candela's callers may meet.
+
+    CandelaError
+    +-- InvalidRequest      what was asked for cannot be done: a size, a seed, a prompt too long
+    +-- CheckpointError     the files cannot be used
+    |   +-- ModelNotFound   no model of that name, folder or hub id on this machine
+    |   +-- DamagedFile     truncated, corrupt, or not safetensors
+    |   +-- MismatchedModel components missing, or not made for each other
+    +-- GenerationError     the model produced what cannot be a picture (NaN or infinite latents)
+    +-- OutputError         the picture cannot be written where it was asked for, or not be read back
+    +-- Cancelled           the caller stopped the run; the engine stays usable
+
+Messages name the thing, the numbers and what to do next. Errors of libraries are raised
+as one of these, with the original as `__cause__`; what is not in this tree is a defect.
+"""
+
+
+class CandelaError(Exception):
+    """The root of the tree."""
+
+
+class InvalidRequest(CandelaError, ValueError):
+    """What was asked for cannot be done."""
+
+
+class CheckpointError(CandelaError):
+    """The model's files cannot be used."""
+
+
+class ModelNotFound(CheckpointError):
+    """No model of that name, folder or hub id is on this machine."""
+
+
+class DamagedFile(CheckpointError):
+    """A weight or configuration file is truncated, corrupt, or not of the format it claims."""
+
+
+class MismatchedModel(CheckpointError):
+    """Components are missing, of an unknown kind, or do not fit each other."""
+
+
+class GenerationError(CandelaError):
+    """The model produced what cannot be a picture."""
+
+
+class OutputError(CandelaError):
+    """A picture cannot be written where it was asked for, or its record cannot be read back."""
+
+
+class Cancelled(CandelaError):
+    """The caller stopped the run. Nothing is lost but the picture in progress."""
+
+    def __init__(self, step: int, steps: int):
+        self.step, self.steps = step, steps
+        super().__init__(f"stopped after step {step} of {steps}")

@@ -1,0 +1,30 @@
+"""What differs between architectures, one small file each.
+
+A new family is one new file and one entry in `FAMILIES`. Pipelines without a file of
+their own will run through `generic.py`.
+"""
+
+from candela.checkpoints import Folder
+from candela.errors import MismatchedModel
+from candela.families.base import Conditioning, Defaults, Family, Predictor
+from candela.families.lumina_image_2 import LuminaImage2
+from candela.families.lumina_next import LuminaNext
+from candela.families.z_image import ZImage
+
+__all__ = ["FAMILIES", "Conditioning", "Defaults", "Family", "Predictor", "family_of"]
+
+FAMILIES: tuple[Family, ...] = (ZImage(), LuminaImage2(), LuminaNext())
+
+
+def family_of(folder: Folder) -> Family:
+    """The family that drives `folder`'s pipeline, with its components checked against each other.
+
+    Raises:
+        MismatchedModel: no family drives this pipeline, or its components do not fit.
+    """
+    for family in FAMILIES:
+        if folder.pipeline in family.pipelines:
+            family.check_folder(folder)
+            return family
+    known = ", ".join(f"{family.name} ({family.pipelines[0]})" for family in FAMILIES)
+    raise MismatchedModel(f"{folder.path} is a {folder.pipeline}; Candela runs {known}")

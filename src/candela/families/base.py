@@ -1,0 +1,205 @@
+"""What a family says about itself, and the little that every family shares."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from candela.checkpoints import Components, Folder
+from candela.errors import InvalidRequest, MismatchedModel
+
+# (latents float32 [B, C, h, w] on the model's device, in its scale; timestep, scalar) -> velocity, likewise
+Predictor = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """The settings a model is used with when a request leaves them open. Sizes in pixels."""
+
+    width: int = 1024
+    height: int = 1024
+    steps: int = 30
+    guidance: float = 4.0
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """Encoded prompts: per prompt one tensor of text features [tokens, width], without padding.
+
+    `negative` is None when the guidance it was encoded for needs no negative pass.
+    """
+
+    prompts: tuple[str, ...]
+    positive: tuple[torch.Tensor, ...]
+    negative: tuple[torch.Tensor, ...] | None = None
+
+    def repeated(self, count: int) -> Conditioning:
+        """Each prompt `count` times in a row: one entry per picture."""
+
+        def each(items: tuple[Any, ...]) -> tuple[Any, ...]:
+            return tuple(item for item in items for _ in range(count))
+
+        negative = None if self.negative is None else each(self.negative)
+        return Conditioning(each(self.prompts), each(self.positive), negative)
+
+
+class Family(ABC):
+    """One architecture: what differs from the others, and nothing about files, devices or loops."""
+
+    name: ClassVar[str]
+    pipelines: ClassVar[tuple[str, ...]]  # the `_class_name`s in model_index.json
+    transformer_class: ClassVar[str]
+    text_width_key: ClassVar[str]  # where the transformer's config keeps the width of text features
+    text_encoder_hint: ClassVar[str]
+    max_tokens: ClassVar[int]  # of a prompt, template included
+    max_side: ClassVar[int]  # pixels; the reach of the model's position tables
+    guidance_off: ClassVar[float]  # at or below this guidance there is no negative pass
+    size_multiple: ClassVar[int] = 16  # VAE factor 8 x patches of 2
+
+    # --- before loading ---------------------------------------------------------------------
+
+    @abstractmethod
+    def variant_defaults(self, folder: Folder) -> Defaults: ...
+
+    def defaults(self, folder: Folder) -> Defaults:
+        """The folder's own preferences (candela.json) over the variant's."""
+        return dataclasses.replace(self.variant_defaults(folder), **folder.defaults)
+
+    def check_folder(self, folder: Folder) -> None:
+        """Do the components fit each other, by their configurations?
+
+        Raises:
+            MismatchedModel: a component missing or of the wrong class, or two widths that differ, in numbers.
+        """
+        needed = ("transformer", "text_encoder", "tokenizer", "vae", "scheduler")
+        if absent := [name for name in needed if name not in folder.classes]:
+            raise MismatchedModel(
+                f"{folder.path}: model_index.json names no {', '.join(absent)}; {self.name} needs "
+                f"{', '.join(needed)}. Download the model again"
+            )
+        class_name = folder.classes["transformer"][1]
+        if class_name != self.transformer_class:
+            raise MismatchedModel(
+                f"{folder.path}: {self.name} needs a {self.transformer_class}, model_index.json names a {class_name}"
+            )
+        transformer, text_encoder = folder.configs["transformer"], folder.configs["text_encoder"]
+        expected, found = transformer.get(self.text_width_key), text_encoder.get("hidden_size")
+        if expected != found:
+            raise MismatchedModel(
+                f"{folder.path}: the transformer expects text features of width {expected}; this text encoder "
+                f"({folder.classes['text_encoder'][1]}) gives {found}. {self.name} is made for {self.text_encoder_hint}"
+            )
+        channels, latent_channels = transformer.get("in_channels"), folder.configs["vae"].get("latent_channels")
+        if channels != latent_channels:
+            raise MismatchedModel(
+                f"{folder.path}: the transformer works on {channels} latent channels; this VAE has {latent_channels}. "
+                "Use the VAE that belongs to the model"
+            )
+
+    def check_size(self, width: int, height: int) -> None:
+        """
+        Raises:
+            InvalidRequest: a side that is no multiple of 16 (the two nearest are named), or too long.
+        """
+        multiple = self.size_multiple
+        for name, side in (("width", width), ("height", height)):
+            if side % multiple:
+                below, above = side // multiple * multiple, -(-side // multiple) * multiple
+                nearest = f"{below} or {above}" if below else f"{above}"
+                raise InvalidRequest(f"{name} {side} is not a multiple of {multiple}: use {nearest}")
+            if not multiple <= side <= self.max_side:
+                raise InvalidRequest(
+                    f"{name} {side} is out of range: {self.name} makes pictures of {multiple} to {self.max_side} "
+                    "pixels a side"
+                )
+
+    # --- text -------------------------------------------------------------------------------
+
+    @abstractmethod
+    def template(self, components: Components, prompt: str, *, negative: bool) -> str:
+        """The text that is tokenized for `prompt`."""
+
+    def tokenize(self, components: Components, prompt: str, *, negative: bool = False) -> torch.Tensor:
+        """-> token ids [1, tokens], whole.
+
+        Raises:
+            InvalidRequest: more tokens than the model was made for, in numbers. Nothing is ever cut.
+        """
+        ids = components.tokenizer(self.template(components, prompt, negative=negative), return_tensors="pt").input_ids
+        if ids.shape[1] > self.max_tokens:
+            frame = components.tokenizer(self.template(components, "", negative=negative)).input_ids
+            start = prompt if len(prompt) <= 40 else prompt[:40] + "..."
+            raise InvalidRequest(
+                f"the {'negative ' if negative else ''}prompt {start!r} is {ids.shape[1]} tokens long with the "
+                f"{len(frame)} of {self.name}'s template; the limit is {self.max_tokens}. "
+                f"Shorten it by about {ids.shape[1] - self.max_tokens} tokens"
+            )
+        return ids
+
+    @torch.no_grad()
+    def encode(self, components: Components, prompts: Sequence[str], negatives: Sequence[str] | None) -> Conditioning:
+        """Text features of the last layer but one, as all families here use.
+
+        Each prompt runs alone and unpadded, so its features do not depend on its neighbours; the
+        text encoders are causal, so this equals what padding on the right would give.
+        """
+        token_ids = [self.tokenize(components, p) for p in prompts]
+        negative_ids = None if negatives is None else [self.tokenize(components, n, negative=True) for n in negatives]
+
+        def features(ids: torch.Tensor) -> torch.Tensor:
+            out = components.text_encoder(input_ids=ids.to(components.text_encoder.device), output_hidden_states=True)
+            return out.hidden_states[-2][0]
+
+        return Conditioning(
+            tuple(prompts),
+            tuple(map(features, token_ids)),
+            None if negative_ids is None else tuple(map(features, negative_ids)),
+        )
+
+    # --- sampling ---------------------------------------------------------------------------
+
+    @abstractmethod
+    def set_timesteps(self, scheduler: Any, steps: int, latents: torch.Tensor) -> None:
+        """Fills `scheduler.timesteps` as this family's diffusers pipeline does, for latents of this shape."""
+
+    @abstractmethod
+    def predictor(self, components: Components, conditioning: Conditioning, guidance: float, shape: torch.Size):
+        """Does once what does not depend on the step; -> the `Predictor` that the denoising loop calls."""
+
+    def guided(self, guidance: float) -> bool:
+        return guidance > self.guidance_off
+
+    def cfg(self, guidance: float) -> float:
+        """ComfyUI's cfg for the same picture: 1 is off. The Lumina families count as ComfyUI does."""
+        return guidance if self.guided(guidance) else 1.0
+
+    # --- latents ----------------------------------------------------------------------------
+    # At the border latents are raw VAE space; the model's own scale is (raw - shift) * scaling.
+
+    def to_model(self, vae: Any, raw: torch.Tensor) -> torch.Tensor:
+        return (raw - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+
+    def to_raw(self, vae: Any, latents: torch.Tensor) -> torch.Tensor:
+        return latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
+
+
+def pad_features(features: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features [tokens_i, width] of several prompts -> ([B, longest, width], mask [B, longest], 1 where real)."""
+    padded = torch.nn.utils.rnn.pad_sequence(list(features), batch_first=True)
+    lengths = torch.tensor([len(f) for f in features], device=padded.device)
+    mask = torch.arange(padded.shape[1], device=padded.device)[None] < lengths[:, None]
+    return padded, mask.long()
+
+
+def warn_unused_negative(family: Family, guidance: float) -> None:
+    warnings.warn(
+        f"the negative prompt has no effect at guidance {guidance:g}: {family.name} reads it only above "
+        f"{family.guidance_off:g}",
+        stacklevel=4,
+    )

@@ -1,0 +1,82 @@
+"""Lumina-Next SFT (Alpha-VLLM)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from candela.checkpoints import Components, Folder
+from candela.families.base import Conditioning, Defaults, Family, Predictor, pad_features
+
+SCALING_WATERSHED = 1.0  # below this time positions are interpolated, above it the NTK base is; the pipeline's default
+ROTARY_SIDE = 384  # patches
+
+
+class LuminaNext(Family):
+    name = "lumina-next"
+    pipelines = ("LuminaPipeline", "LuminaText2ImgPipeline")
+    transformer_class = "LuminaNextDiT2DModel"
+    text_width_key = "cross_attention_dim"
+    text_encoder_hint = "Gemma-2B, width 2048"
+    max_tokens = 256
+    max_side = ROTARY_SIDE * 16
+    guidance_off = 1.0
+
+    def variant_defaults(self, folder: Folder) -> Defaults:
+        return Defaults(steps=30, guidance=4.0)
+
+    def template(self, components: Components, prompt: str, *, negative: bool) -> str:
+        """Lower case for the prompt only, as the pipeline does without its optional cleaning of web captions."""
+        return prompt if negative else prompt.lower().strip()
+
+    def set_timesteps(self, scheduler: Any, steps: int, latents: torch.Tensor) -> None:
+        scheduler.set_timesteps(steps, device=latents.device)
+
+    def predictor(
+        self, components: Components, conditioning: Conditioning, guidance: float, shape: torch.Size
+    ) -> Predictor:
+        transformer, number = components.transformer, shape[0]
+        features = list(conditioning.positive)
+        guided = self.guided(guidance)
+        if guided:
+            assert conditioning.negative is not None
+            features += list(conditioning.negative)
+        text, mask = pad_features(features)
+        text = text.to(transformer.dtype)
+        # Proportional attention and rotary tables adapt to sizes other than the one trained on.
+        trained = transformer.config.sample_size * 8
+        scale = math.sqrt(shape[2] * shape[3] * 64 / trained**2)
+        attention = {"base_sequence_length": (trained // 16) ** 2}
+        interpolated, ntk = (rotary_table(transformer.head_dim, *factors) for factors in ((scale, 1.0), (1.0, scale)))
+
+        def predict(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+            t = (1 - timestep / 1000).expand(len(features))
+            pictures = latents.to(transformer.dtype)
+            out = transformer(
+                hidden_states=torch.cat([pictures] * 2) if guided else pictures,
+                timestep=t,
+                encoder_hidden_states=text,
+                encoder_mask=mask,
+                image_rotary_emb=interpolated if t[0] < SCALING_WATERSHED else ntk,
+                cross_attention_kwargs=dict(attention),
+                return_dict=False,
+            )[0].float()
+            out = out.chunk(2, dim=1)[0]  # the other half is the learned variance
+            if guided:
+                positive, negative = out[:number], out[number:]
+                # The authors guide the first three channels only, and so does the pipeline.
+                head = negative[:, :3] + guidance * (positive[:, :3] - negative[:, :3])
+                out = torch.cat([head, positive[:, 3:]], dim=1)
+            return -out
+
+        return predict
+
+
+def rotary_table(head_dim: int, linear_factor: float, ntk_factor: float) -> torch.Tensor:
+    from diffusers.models.embeddings import get_2d_rotary_pos_embed_lumina
+
+    return get_2d_rotary_pos_embed_lumina(
+        head_dim, ROTARY_SIDE, ROTARY_SIDE, linear_factor=linear_factor, ntk_factor=ntk_factor
+    )

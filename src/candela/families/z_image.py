@@ -1,0 +1,67 @@
+"""Z-Image (Tongyi-MAI): Turbo, Base, and the embedded demo."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from candela.checkpoints import Components, Folder
+from candela.families.base import Conditioning, Defaults, Family, Predictor
+
+
+class ZImage(Family):
+    name = "z-image"
+    pipelines = ("ZImagePipeline", "ZImageImg2ImgPipeline", "ZImageInpaintPipeline")
+    transformer_class = "ZImageTransformer2DModel"
+    text_width_key = "cap_feat_dim"
+    text_encoder_hint = "Qwen3-4B, width 2560"
+    max_tokens = 512
+    max_side = 8192  # axes_lens [1536, 512, 512]: 512 patches of 16 pixels
+    guidance_off = 0.0
+
+    def variant_defaults(self, folder: Folder) -> Defaults:
+        """Turbo is distilled to 8 steps without guidance; its scheduler's shift is 3.0, Base's is 6.0."""
+        if folder.configs["scheduler"].get("shift") == 3.0:
+            return Defaults(steps=8, guidance=0.0)
+        return Defaults(steps=50, guidance=4.0)
+
+    def template(self, components: Components, prompt: str, *, negative: bool) -> str:
+        return components.tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True, enable_thinking=True
+        )
+
+    def set_timesteps(self, scheduler: Any, steps: int, latents: torch.Tensor) -> None:
+        from diffusers.pipelines.z_image.pipeline_z_image import calculate_shift, get_default_z_image_sigmas
+
+        tokens = (latents.shape[2] // 2) * (latents.shape[3] // 2)
+        limits = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
+        mu = calculate_shift(tokens, *(scheduler.config.get(key, default) for key, default in limits.items()))
+        scheduler.set_timesteps(sigmas=get_default_z_image_sigmas(steps), device=latents.device, mu=mu)
+
+    def predictor(
+        self, components: Components, conditioning: Conditioning, guidance: float, shape: torch.Size
+    ) -> Predictor:
+        transformer, number = components.transformer, shape[0]
+        features = [f.to(transformer.dtype) for f in conditioning.positive]
+        guided = self.guided(guidance)
+        if guided:
+            assert conditioning.negative is not None
+            features += [f.to(transformer.dtype) for f in conditioning.negative]
+
+        def predict(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+            # The transformer counts time from noise (0) to picture (1) and points the other way.
+            t = ((1000 - timestep) / 1000).expand(len(features))
+            pictures = latents.to(transformer.dtype).unsqueeze(2)
+            pictures = pictures.repeat(2, 1, 1, 1, 1) if guided else pictures
+            out = transformer(list(pictures.unbind(0)), t, features, return_dict=False)[0]
+            out = torch.stack([picture.float() for picture in out]).squeeze(2)
+            if guided:
+                positive, negative = out[:number], out[number:]
+                out = positive + guidance * (positive - negative)
+            return -out
+
+        return predict
+
+    def cfg(self, guidance: float) -> float:
+        return guidance + 1.0

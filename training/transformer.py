@@ -1,0 +1,148 @@
+"""Trains the demo's transformer and text encoder together, by flow matching on encoded pictures.
+
+Convention (diffusers' ZImagePipeline): the model is given t = 1 - sigma and its output is
+negated, so it learns x0 - noise for the noisy picture (1 - sigma) x0 + sigma noise.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+import time
+from dataclasses import dataclass
+
+import torch
+from diffusers import AutoencoderKL, ZImageTransformer2DModel
+from transformers import PreTrainedTokenizerFast, Qwen3Model
+
+from candela.demo.world import Scene, draw
+
+from . import data, text, twin
+
+SHIFT = 3.0
+TOKENS_PER_BATCH = 6144
+EMA = 0.998
+LONG_CAPTIONS = 0.07  # share of batches with captions of 33 to 64 tokens
+
+
+@dataclass
+class Encoded:
+    """Pictures of one size as normalised latents, with what they show."""
+
+    latents: torch.Tensor
+    scenes: list[Scene]
+
+
+@torch.no_grad()
+def encode_pictures(vae: AutoencoderKL, numbers: dict[tuple[int, int], int], seed: int, log=print):
+    """Draws `numbers[size]` pictures of each (width, height) and encodes them once.
+
+    -> ({size: Encoded}, shift, scale): latents are (raw - shift) * scale, of mean 0 and deviation 1 overall."""
+    rng = random.Random(seed)
+    sets: dict[tuple[int, int], Encoded] = {}
+    started = time.time()
+    for (width, height), number in numbers.items():
+        scenes = [data.training_scene(rng) for _ in range(number)]
+        latents = []
+        for first in range(0, number, 64):
+            pictures = [data.to_tensor(draw(s, width, height, rng)) for s in scenes[first : first + 64]]
+            with torch.autocast("cpu", torch.bfloat16):
+                latents.append(vae.encode(torch.stack(pictures)).latent_dist.mean.float())
+        sets[width, height] = Encoded(torch.cat(latents), scenes)
+        log(f"encoded {number} pictures of {width}x{height} {time.time() - started:.0f} s")
+    sample = torch.cat([s.latents[:1024].flatten() for s in sets.values()])
+    shift, scale = sample.mean().item(), 1 / sample.std().item()
+    for encoded in sets.values():
+        encoded.latents = (encoded.latents - shift) * scale
+    return sets, shift, scale
+
+
+def batch_of(sets, tokenizer, rng: random.Random):
+    """-> latents [B, 16, h, w], token ids [B, L], padding mask [B, L]; one size and one caption length per batch."""
+    size = rng.choices(list(data.BUCKETS), list(data.BUCKETS.values()))[0]
+    long = rng.random() < LONG_CAPTIONS
+    length = 64 if long else 32
+    encoded = sets[size]
+    tokens = (size[0] // 16) * (size[1] // 16)
+    number = TOKENS_PER_BATCH // (-(-tokens // 32) * 32 + length) // 8 * 8
+    rows = rng.sample(range(len(encoded.scenes)), number)
+    ids = text.token_ids(tokenizer, [data.training_caption(encoded.scenes[k], rng, long) for k in rows])
+    for k, row in enumerate(rows):
+        while len(ids[k]) > length:
+            ids[k] = text.token_ids(tokenizer, [data.training_caption(encoded.scenes[row], rng, long)])[0]
+    return encoded.latents[rows], *text.pad(ids, length)
+
+
+def optimizers(transformer: ZImageTransformer2DModel, text_encoder: Qwen3Model) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside blocks, AdamW for embeddings, the ends, biases and norms."""
+    matrices: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
+    for name, parameter in [*transformer.named_parameters(), *text_encoder.named_parameters()]:
+        inner = "layers." in name or "refiner." in name
+        (matrices if inner and parameter.ndim == 2 else others).append(parameter)
+    return [
+        torch.optim.Muon(matrices, lr=0.02, weight_decay=0.01),
+        torch.optim.AdamW(others, lr=1.5e-3, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+
+
+def learning_rate(step: int, steps: int) -> float:
+    """Factor: warm-up over 100 steps, flat for half, then linear to 2 %."""
+    warm = min(1.0, (step + 1) / 100)
+    return warm * min(1.0, 1.0 - 0.98 * (step / steps - 0.5) / 0.5)
+
+
+def train(
+    sets: dict[tuple[int, int], Encoded],
+    tokenizer: PreTrainedTokenizerFast,
+    steps: int,
+    seed: int,
+    log=print,
+    every: int = 500,
+    on_checkpoint=None,
+) -> tuple[ZImageTransformer2DModel, Qwen3Model]:
+    """-> the averaged (EMA) transformer and text encoder. `on_checkpoint(step, transformer, text_encoder)`
+    is called with the averages so far, every `every` steps."""
+    torch.manual_seed(seed)
+    rng = random.Random(seed)
+    text_encoder = text.build_text_encoder()
+    text_encoder.set_attn_implementation("eager")  # its backward pass is the faster one on the CPU, as in the twin
+    transformer = twin.build_transformer(text_encoder.config.hidden_size)
+    averages = copy.deepcopy(transformer).eval(), copy.deepcopy(text_encoder).eval()
+    pairs = [
+        (a, p)
+        for average, model in zip(averages, (transformer, text_encoder))
+        for a, p in zip(average.parameters(), model.parameters())
+    ]
+    opts = optimizers(transformer, text_encoder)
+    base = [opt.param_groups[0]["lr"] for opt in opts]
+    block = torch.compile(twin.block, dynamic=True)
+    started, running = time.time(), None
+    for step in range(steps):
+        latents, ids, padding = batch_of(sets, tokenizer, rng)
+        number = len(latents)
+        u = (torch.randperm(number) + torch.rand(number)) / number  # stratified
+        sigma = SHIFT * u / (1 + (SHIFT - 1) * u)
+        noise = torch.randn_like(latents)
+        s = sigma[:, None, None, None]
+        with torch.autocast("cpu", torch.bfloat16):
+            features = text_encoder(ids, output_hidden_states=True).hidden_states[-2]
+            out = twin.forward(transformer, (1 - s) * latents + s * noise, 1 - sigma, features, padding, block)
+        loss = (out - (latents - noise)).square().mean()
+        for opt in opts:
+            opt.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_([p for _, p in pairs], 1.0)
+        factor = learning_rate(step, steps)
+        for opt, lr in zip(opts, base):
+            opt.param_groups[0]["lr"] = lr * factor
+            opt.step()
+        with torch.no_grad():
+            decay = min(EMA, (step + 1) / (step + 10))
+            torch._foreach_lerp_([a for a, _ in pairs], [p for _, p in pairs], 1 - decay)
+        running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()
+        if step % 50 == 0 or step == steps - 1:
+            log(f"transformer {step}/{steps} loss {running:.4f} {time.time() - started:.0f} s")
+        if on_checkpoint and ((step + 1) % every == 0 or step == steps - 1):
+            on_checkpoint(step + 1, *averages)
+    return averages
