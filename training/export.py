@@ -42,7 +42,7 @@ def write_model(work: Path, out: Path, shift: float, scale: float) -> None:
 
 
 def clean(out: Path) -> None:
-    """Removes local paths, and names the tokenizer class that every transformers release knows."""
+    """Removes local paths, names the tokenizer class that every transformers release knows, opens permissions."""
     for file in out.rglob("*.json"):
         if file.name == "tokenizer.json":
             continue
@@ -50,7 +50,10 @@ def clean(out: Path) -> None:
         content.pop("_name_or_path", None)
         if file.name == "tokenizer_config.json":
             content["tokenizer_class"] = "PreTrainedTokenizerFast"
-            content.pop("backend", None)
+            for key in ("backend", "is_local", "local_files_only"):
+                content.pop(key, None)
         if file.name == "model_index.json":
             content["tokenizer"] = ["transformers", "PreTrainedTokenizerFast"]
         file.write_text(json.dumps(content, indent=2) + "\n")
+    for file in out.rglob("*.safetensors"):
+        file.chmod(0o644)

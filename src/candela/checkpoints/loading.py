@@ -66,14 +66,13 @@ def _class(folder: Folder, name: str) -> Any:
 
 def _load_weights(folder: Folder, name: str, dtype: torch.dtype) -> Any:
     cls = _class(folder, name)
-    dtype_argument = "torch_dtype" if folder.classes[name][0] == "diffusers" else "dtype"
     try:
         module, info = cls.from_pretrained(
             folder.path / name,
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
-            **{dtype_argument: dtype},
+            dtype=dtype,
         )
     except Exception as error:
         raise DamagedFile(f"{folder.path / name}: the weights do not load into {cls.__name__}: {error}") from error

@@ -108,7 +108,7 @@ class Request:
         """This request with every open setting filled in, checked against what `family` can do.
 
         Raises:
-            InvalidRequest: a size the family cannot make, or a strength too small for any step.
+            InvalidRequest: a size the family cannot make.
         """
         width, height = self.width, self.height
         if self.image is not None and width is None and height is None:
@@ -129,21 +129,15 @@ class Request:
                     f"latents of {self.latents.shape[3]}x{self.latents.shape[2]} make a picture of "
                     f"{self.latents.shape[3] * factor}x{self.latents.shape[2] * factor}, not {width}x{height}"
                 )
-        steps = self.steps if self.steps is not None else defaults.steps
         full = dataclasses.replace(
             self,
             width=width or defaults.width,
             height=height or defaults.height,
-            steps=steps,
+            steps=self.steps or defaults.steps,
             guidance=self.guidance if self.guidance is not None else defaults.guidance,
         )
         assert full.width and full.height
         family.check_size(full.width, full.height)
-        if int(steps - min(steps * self.strength, steps)) >= steps:
-            raise InvalidRequest(
-                f"strength {self.strength:g} of {steps} steps leaves no step to run: "
-                f"use a strength of at least {1 / steps:.2g}"
-            )
         return full
 
     def _integer(self, name: str, low: int, high: int, remark: str) -> None:
@@ -174,6 +168,8 @@ class Request:
         if self.image is not None and self.latents is not None:
             raise InvalidRequest("both image and latents are given to start from: give one of them")
         started = self.image is not None or self.latents is not None
+        if self.strength == 0.0:
+            raise InvalidRequest("strength 0 leaves no step to run: use more than 0, up to 1")
         if self.strength < 1.0 and not started:
             raise InvalidRequest(f"strength {self.strength:g} needs an image or latents to start from")
         if self.mask is not None and not started:

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here may touch the network
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import pytest
+
+from candela import Engine, Request
+from candela.checkpoints.catalogue import DEMO_FOLDER
+from tests import tiny
+
+
+@pytest.fixture(scope="session")
+def demo() -> Engine:
+    return Engine.load("demo")
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory) -> dict[str, Path]:
+    """A folder per family; read only."""
+    root = tmp_path_factory.mktemp("models")
+    return {
+        "z-image": tiny.z_image(root / "z-image"),
+        "lumina-image-2": tiny.lumina_image_2(root / "lumina-image-2"),
+        "lumina-next": tiny.lumina_next(root / "lumina-next"),
+    }
+
+
+@pytest.fixture
+def demo_copy(tmp_path) -> Path:
+    """A copy of the demo's folder that a test may damage."""
+    return Path(shutil.copytree(DEMO_FOLDER, tmp_path / "model"))
+
+
+def pixels(image) -> str:
+    return hashlib.sha256(image.convert("RGB").tobytes()).hexdigest()
+
+
+STAR = Request("a large red star on a blue background", seed=7)
+
+
+@pytest.fixture(scope="session")
+def star_pixels(demo) -> str:
+    """The picture that every door must give for STAR."""
+    return pixels(demo.generate(STAR).images[0])

@@ -1,0 +1,82 @@
+"""Requests are checked when they are built, in numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from PIL import Image
+
+from candela import InvalidRequest, Request
+from candela.engine.request import MAX_SEED
+from candela.families import FAMILIES, Defaults
+
+Z_IMAGE = FAMILIES[0]
+PICTURE = Image.new("RGB", (96, 64))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prompt": []}, "list of prompts is empty"),
+        ({"prompt": ["a", 5]}, "must be text, not int"),
+        ({"prompt": "a", "negative_prompt": ["b", "c"]}, "2 negative prompts for 1 prompts"),
+        ({"prompt": "a", "width": 0}, "width 0 is out of range"),
+        ({"prompt": "a", "height": -16}, "height -16 is out of range"),
+        ({"prompt": "a", "width": 1_000_000}, "width 1000000 is out of range: 1 to 16384"),
+        ({"prompt": "a", "width": 128.5}, "width must be a whole number, not 128.5"),
+        ({"prompt": "a", "steps": 0}, "steps 0 is out of range: 1 to 1000"),
+        ({"prompt": "a", "steps": True}, "steps must be a whole number, not True"),
+        ({"prompt": "a", "count": 0}, "count 0 is out of range"),
+        ({"prompt": "a", "seed": -1}, "seed -1 is out of range"),
+        ({"prompt": "a", "seed": MAX_SEED + 1}, f"seed {MAX_SEED + 1} is out of range"),
+        ({"prompt": ["a", "b"], "seed": MAX_SEED}, f"the highest is {MAX_SEED - 1}"),
+        ({"prompt": "a", "guidance": -1}, "guidance -1 is out of range: 0 to 100"),
+        ({"prompt": "a", "guidance": float("nan")}, "guidance nan is out of range"),
+        ({"prompt": "a", "guidance": "much"}, "guidance must be a number, not 'much'"),
+        ({"prompt": "a", "strength": 0.5}, "strength 0.5 needs an image or latents"),
+        ({"prompt": "a", "strength": 1.5, "image": PICTURE}, "strength 1.5 is out of range: 0 to 1"),
+        ({"prompt": "a", "strength": 0.0, "image": PICTURE}, "strength 0 leaves no step to run"),
+        ({"prompt": "a", "mask": torch.ones(1, 1, 8, 12)}, "a mask needs an image or latents"),
+        ({"prompt": "a", "image": PICTURE, "mask": torch.ones(8, 12)}, r"mask must have the shape \[1 or 1, 1,"),
+        ({"prompt": "a", "image": PICTURE, "latents": torch.ones(1, 16, 8, 8)}, "both image and latents"),
+        ({"prompt": "a", "latents": torch.ones(3, 16, 8, 8)}, r"not \[3, 16, 8, 8\]"),
+    ],
+)
+def test_refused(arguments, message):
+    with pytest.raises(InvalidRequest, match=message):
+        Request(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"width": 100}, "width 100 is not a multiple of 16: use 96 or 112"),
+        ({"image": Image.new("RGB", (100, 64))}, "start image is 100x64.*width 96 and height 64"),
+        ({"latents": torch.ones(1, 16, 8, 8), "width": 128}, "make a picture of 64x64, not 128x64"),
+    ],
+)
+def test_refused_by_the_family(arguments, message):
+    with pytest.raises(InvalidRequest, match=message):
+        Request("a", **arguments).resolved(Z_IMAGE, Defaults())
+
+
+def test_defaults_fill_what_is_open_and_nothing_else():
+    full = Request("a", steps=3).resolved(Z_IMAGE, Defaults(128, 96, 8, 2.0))
+    assert (full.width, full.height, full.steps, full.guidance) == (128, 96, 3, 2.0)
+    assert Request("a", guidance=0).resolved(Z_IMAGE, Defaults(guidance=4.0)).guidance == 0.0
+
+
+def test_the_start_image_gives_the_size():
+    full = Request("a", image=PICTURE).resolved(Z_IMAGE, Defaults(128, 128))
+    assert (full.width, full.height) == (96, 64)
+
+
+def test_a_request_is_frozen_and_takes_one_or_many_prompts():
+    request = Request(["a", "b"], "c", count=3)
+    assert request.images == 6
+    assert request.negatives == ("c", "c")
+    assert Request("a").prompts == ("a",)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        request.seed = 1

@@ -1,0 +1,113 @@
+"""The engine's pictures against those of the bare diffusers pipelines, called with the same arguments."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline, ZImageImg2ImgPipeline
+from PIL import Image
+
+from candela import Engine, Request
+from candela.checkpoints.catalogue import DEMO_FOLDER
+from candela.demo import draw
+from candela.demo.world import Scene
+from candela.families import FAMILIES
+
+PROMPT = "A large RED star on a blue background"
+NEGATIVE = "a small green circle"
+
+
+def bare(folder, **arguments):
+    """-> (picture, latents in the model's scale) of the bare pipeline, from the same seed on the CPU."""
+    pipeline = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    seed = arguments.pop("seed")
+
+    def run(kind):
+        return pipeline(generator=torch.Generator("cpu").manual_seed(seed), output_type=kind, **arguments).images
+
+    return run("pil")[0], run("latent")
+
+
+def assert_same(engine: Engine, request: Request, picture: Image.Image, latents: torch.Tensor) -> None:
+    ours = engine.generate(request).images[0]
+    assert ours.size == picture.size
+    difference = np.abs(np.asarray(ours, dtype=int) - np.asarray(picture, dtype=int))
+    assert difference.max() <= 1
+    assert np.asarray(picture).std() > 2, "the reference is a blank picture, which proves nothing"
+    conditioning = engine._encode_for(engine.check(request))
+    raw = engine.denoise(request, conditioning)
+    in_model_scale = engine.family.to_model(engine.components.vae, raw)
+    error = (in_model_scale - latents).norm() / latents.norm()
+    assert error < 1e-4
+
+
+@pytest.mark.parametrize(("guidance", "negative"), [(0.0, None), (3.0, NEGATIVE), (3.0, None)])
+@pytest.mark.parametrize(("width", "height"), [(128, 128), (160, 96)])
+def test_z_image_demo(demo, guidance, negative, width, height):
+    picture, latents = bare(
+        DEMO_FOLDER, prompt=PROMPT, negative_prompt=negative, width=width, height=height,
+        num_inference_steps=8, guidance_scale=guidance, seed=5,
+    )  # fmt: skip
+    request = Request(PROMPT, negative, width=width, height=height, guidance=guidance, seed=5)
+    assert_same(demo, request, picture, latents)
+
+
+@pytest.mark.parametrize(("guidance", "negative"), [(1.0, None), (4.0, NEGATIVE), (4.0, None)])
+@pytest.mark.parametrize("size", [(128, 128), (96, 160)])
+@pytest.mark.parametrize("name", ["z-image", "lumina-image-2", "lumina-next"])
+def test_tiny_models(tiny_models, name, guidance, negative, size):
+    width, height = size
+    extra = {"clean_caption": False} if name == "lumina-next" else {}
+    picture, latents = bare(
+        tiny_models[name], prompt=PROMPT, negative_prompt=negative, width=width, height=height,
+        num_inference_steps=5, guidance_scale=guidance, seed=5, **extra,
+    )  # fmt: skip
+    request = Request(PROMPT, negative, width=width, height=height, steps=5, guidance=guidance, seed=5)
+    assert_same(Engine.load(tiny_models[name]), request, picture, latents)
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.6, 0.25])
+@pytest.mark.parametrize("guidance", [0.0, 2.0])
+def test_z_image_image_to_image(demo, strength, guidance):
+    image = draw(Scene("cross", "yellow", "purple", "top left", "large"), 128, 160)
+    pipeline = ZImageImg2ImgPipeline.from_pretrained(DEMO_FOLDER, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+
+    def run(kind):
+        return pipeline(
+            PROMPT, image=image, strength=strength, num_inference_steps=8, guidance_scale=guidance,
+            generator=torch.Generator("cpu").manual_seed(5), output_type=kind,
+        ).images  # fmt: skip
+
+    request = Request(PROMPT, image=image, strength=strength, guidance=guidance, seed=5)
+    assert_same(demo, request, run("pil")[0], run("latent"))
+
+
+@pytest.mark.parametrize("name", ["z-image", "lumina-image-2", "lumina-next"])
+def test_longest_prompt_is_used_whole(tiny_models, name):
+    """Up to the limit the last word still counts: another last letter is another picture."""
+    engine = Engine.load(tiny_models[name])
+    frame = engine.family.tokenize(engine.components, "").shape[1]
+    room = engine.family.max_tokens - frame
+    start = "x" * (room - 1)
+    one, other = engine.encode([start + "a", start + "b"]).positive
+    assert one.shape[0] == engine.family.max_tokens
+    assert not torch.equal(one, other)
+
+
+def test_every_family_names_a_pipeline_that_diffusers_has():
+    import diffusers
+
+    for family in FAMILIES:
+        assert hasattr(diffusers, family.pipelines[0])
+        assert hasattr(diffusers, family.transformer_class)
+
+
+def test_cfg_conventions(demo):
+    by_name = {family.name: family for family in FAMILIES}
+    assert by_name["z-image"].cfg(0.0) == 1.0
+    assert by_name["z-image"].cfg(3.0) == 4.0
+    assert by_name["lumina-image-2"].cfg(4.0) == 4.0
+    assert by_name["lumina-next"].cfg(1.0) == 1.0
