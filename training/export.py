@@ -7,30 +7,32 @@ import shutil
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline
-from transformers import PreTrainedTokenizerFast
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+from transformers import PreTrainedTokenizerFast, Qwen3Model
 
-from training import text, transformer, twin
+from training import transformer
 
 
-def write_model(work: Path, out: Path, shift: float, scale: float) -> None:
+def write_model(
+    out: Path,
+    vae: AutoencoderKL,
+    tokenizer: PreTrainedTokenizerFast,
+    model: ZImageTransformer2DModel,
+    text_encoder: Qwen3Model,
+    shift: float,
+    scale: float,
+) -> None:
     """`shift` and `scale` normalise the raw latents: they become the VAE's shift_factor and scaling_factor."""
-    averages = torch.load(work / "averages.pt", weights_only=True)
-    text_encoder = text.build_text_encoder()
-    text_encoder.load_state_dict(averages["text_encoder"])
     with torch.no_grad():  # the features come from the layer before: the last one is never trained, and zeros compress
         for name, parameter in text_encoder.layers[-1].named_parameters():
             if "norm" not in name:
                 parameter.zero_()
-    model = twin.build_transformer(text_encoder.config.hidden_size)
-    model.load_state_dict(averages["transformer"])
-    vae = AutoencoderKL.from_pretrained(work / "vae")
     vae.register_to_config(shift_factor=round(shift, 6), scaling_factor=round(scale, 6))
     pipeline = ZImagePipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=transformer.SHIFT),
         vae=vae.bfloat16(),
         text_encoder=text_encoder.bfloat16(),
-        tokenizer=PreTrainedTokenizerFast.from_pretrained(work / "tokenizer"),
+        tokenizer=tokenizer,
         transformer=model.bfloat16(),
     )
     shutil.rmtree(out, ignore_errors=True)

@@ -10,6 +10,8 @@ import copy
 import random
 import time
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, ZImageTransformer2DModel
@@ -86,6 +88,32 @@ def optimizers(transformer: ZImageTransformer2DModel, text_encoder: Qwen3Model) 
     ]
 
 
+class State:
+    """Models, averages and optimizers as one file, so that a run can be cut off and go on exactly."""
+
+    def __init__(self, *parts: Any):
+        self.parts = parts
+
+    def save(self, path: Path, step: int, rng: random.Random) -> None:
+        content = {
+            "step": step,
+            "parts": [part.state_dict() for part in self.parts],
+            "random": (rng.getstate(), torch.get_rng_state()),
+        }
+        torch.save(content, path.with_suffix(".new"))
+        path.with_suffix(".new").replace(path)
+
+    def load(self, path: Path, rng: random.Random) -> int:
+        content = torch.load(path, weights_only=False)
+        for part, state in zip(self.parts, content["parts"]):
+            if state is not None:
+                part.load_state_dict(state)
+        if content["random"] is not None:
+            rng.setstate(content["random"][0])
+            torch.set_rng_state(content["random"][1])
+        return content["step"]
+
+
 def learning_rate(step: int, steps: int) -> float:
     """Factor: warm-up over 100 steps, flat for half, then linear to 2 %."""
     warm = min(1.0, (step + 1) / 100)
@@ -97,12 +125,12 @@ def train(
     tokenizer: PreTrainedTokenizerFast,
     steps: int,
     seed: int,
+    checkpoint: Path,
     log=print,
     every: int = 500,
-    on_checkpoint=None,
 ) -> tuple[ZImageTransformer2DModel, Qwen3Model]:
-    """-> the averaged (EMA) transformer and text encoder. `on_checkpoint(step, transformer, text_encoder)`
-    is called with the averages so far, every `every` steps."""
+    """-> the averaged (EMA) transformer and text encoder. Everything needed to go on from here is written
+    to `checkpoint` every `every` steps, and read from there if it exists."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
     text_encoder = text.build_text_encoder()
@@ -117,8 +145,10 @@ def train(
     opts = optimizers(transformer, text_encoder)
     base = [opt.param_groups[0]["lr"] for opt in opts]
     block = torch.compile(twin.block, dynamic=True)
+    state = State(transformer, text_encoder, *averages, *opts)
+    first = state.load(checkpoint, rng) if checkpoint.is_file() else 0
     started, running = time.time(), None
-    for step in range(steps):
+    for step in range(first, steps):
         latents, ids, padding = batch_of(sets, tokenizer, rng)
         number = len(latents)
         u = (torch.randperm(number) + torch.rand(number)) / number  # stratified
@@ -143,6 +173,6 @@ def train(
         running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()
         if step % 50 == 0 or step == steps - 1:
             log(f"transformer {step}/{steps} loss {running:.4f} {time.time() - started:.0f} s")
-        if on_checkpoint and ((step + 1) % every == 0 or step == steps - 1):
-            on_checkpoint(step + 1, *averages)
+        if (step + 1) % every == 0 or step == steps - 1:
+            state.save(checkpoint, step + 1, rng)
     return averages

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import subprocess
@@ -104,6 +105,17 @@ def test_the_png_carries_the_request_and_like_makes_it_again(tmp_path):
     assert shown.exit_code == 0
     for part in ("a green star, black background", "96", "160", "1.5", "11", "demo"):
         assert part in shown.stdout
+
+
+def test_like_says_when_the_machine_differs(tmp_path):
+    from candela.record import save_png
+
+    assert run("generate", "a red star", "--out", tmp_path / "one.png").exit_code == 0
+    record = dataclasses.replace(read_record(tmp_path / "one.png"), dtype="bfloat16", device="cuda")
+    save_png(Image.open(tmp_path / "one.png"), record, tmp_path, "gpu")
+    done = run("generate", "--like", tmp_path / "gpu.png", "--out", tmp_path / "two.png")
+    assert done.exit_code == 0
+    assert "was made in bfloat16 on cuda; in float32 on cpu pixels may differ" in done.stderr
 
 
 def test_image_to_image_and_like_across_folders(tmp_path, monkeypatch):

@@ -70,7 +70,7 @@ def test_a_smudge_is_not_a_well_drawn_shape():
     ("prompt", "scene"),
     [
         ("a red circle", Scene("circle", "red")),
-        ("Tiny violet rhombus, upper right, white background.", Scene("diamond", "purple", "white", "top right", "small")),
+        ("Tiny violet rhombus, upper right, on white.", Scene("diamond", "purple", "white", "top right", "small")),
         ("on a black background, a big turquoise plus sign", Scene("cross", "cyan", "black", None, "large")),
         ("orange background, star, yellow, in the middle", Scene("star", "yellow", "orange", "centre")),
         ("a green square on pink at the bottom", Scene("square", "green", "pink", "bottom")),

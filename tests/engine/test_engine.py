@@ -150,6 +150,13 @@ def test_stages_give_what_generate_gives(demo, star_pixels):
     assert pixels(demo.decode(latents)[0]) == star_pixels
 
 
+def test_conditioning_that_does_not_fit_the_request_is_refused(demo):
+    with pytest.raises(InvalidRequest, match="1 encoded prompts for a request of 2"):
+        demo.denoise(Request(["a", "b"]), demo.encode(["a"]))
+    with pytest.raises(InvalidRequest, match="guidance 2 needs negative prompts, and none were encoded"):
+        demo.denoise(Request("a", guidance=2), demo.encode(["a"]))
+
+
 def test_an_encoded_picture_decodes_to_itself(demo):
     image = draw(Scene("cross", "yellow", "purple", "top left", "large"), 128, 128)
     back = demo.decode(demo.encode_image(image, 128, 128))[0]

@@ -67,6 +67,9 @@ def run(options: Options) -> int:
     engine = Engine.load(model)
     request = engine.check(request)
     target.prepare()
+    if record and (record.dtype, record.device) != (here := (str(engine.dtype)[6:], engine.device.type)):
+        made = f"made in {record.dtype} on {record.device}"
+        print(f"candela: note: {options.like} was {made}; in {here[0]} on {here[1]} pixels may differ", file=sys.stderr)
 
     done: list[dict[str, Any]] = []
     seconds = {"load": engine.load_seconds, "encode": 0.0, "denoise": 0.0, "decode": 0.0}
@@ -123,6 +126,9 @@ def request_settings(options: Options, record: Record | None) -> dict[str, Any]:
         return typed if typed is not None else getattr(record, name) if record else default
 
     image = open_start(options.init, record)
+    strength = options.strength
+    if strength is None:
+        strength = record.strength if record and record.start else DEFAULT_STRENGTH
     if options.strength is not None and image is None:
         raise InvalidRequest(f"--strength {options.strength:g} needs a picture to start from: add --init IMAGE")
     return {
@@ -135,7 +141,7 @@ def request_settings(options: Options, record: Record | None) -> dict[str, Any]:
         "seed": pick("seed", 0),
         "count": options.count,
         "image": image,
-        "strength": pick("strength", DEFAULT_STRENGTH) if image else 1.0,
+        "strength": strength if image else 1.0,
     }
 
 

@@ -167,6 +167,16 @@ class Engine:
             full = request.resolved(self.family, self.defaults)
             assert full.width and full.height and full.steps and full.guidance is not None
             vae, family = self.components.vae, self.family
+            if len(conditioning.positive) != len(full.prompts):
+                raise InvalidRequest(
+                    f"{len(conditioning.positive)} encoded prompts for a request of {len(full.prompts)}: "
+                    "encode the request's own prompts"
+                )
+            if family.guided(full.guidance) and conditioning.negative is None:
+                raise InvalidRequest(
+                    f"guidance {full.guidance:g} needs negative prompts, and none were encoded: "
+                    "pass negative_prompts to encode ('' for each will do)"
+                )
             shape = (vae.config.latent_channels, full.height // 8, full.width // 8)
             noise, start = self._noise_and_start(full, shape)
             scheduler = copy.deepcopy(self.components.scheduler)
