@@ -94,7 +94,7 @@ def test_every_error_is_public_and_in_one_tree():
     from candela import errors
 
     tree = [value for value in vars(errors).values() if isinstance(value, type)]
-    assert all(issubclass(error, errors.CandelaError) for error in tree)
+    assert all(issubclass(error, (errors.CandelaError, errors.CandelaWarning)) for error in tree)
     assert {error.__name__ for error in tree} <= set(candela.__all__)
     for error in tree:
         assert error.__name__ in (errors.__doc__ or ""), "the tree in the docstring is the documentation"

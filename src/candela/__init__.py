@@ -35,6 +35,7 @@ _HOMES = {
     "GenerationError": "candela.errors",
     "OutputError": "candela.errors",
     "Cancelled": "candela.errors",
+    "CandelaWarning": "candela.errors",
 }
 __all__ = ["__version__", *_HOMES]
 
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from candela.engine import Step as Step
     from candela.errors import Cancelled as Cancelled
     from candela.errors import CandelaError as CandelaError
+    from candela.errors import CandelaWarning as CandelaWarning
     from candela.errors import CheckpointError as CheckpointError
     from candela.errors import DamagedFile as DamagedFile
     from candela.errors import GenerationError as GenerationError

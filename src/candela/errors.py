@@ -10,6 +10,8 @@
     +-- OutputError         the picture cannot be written where it was asked for, or not be read back
     +-- Cancelled           the caller stopped the run; the engine stays usable
 
+CandelaWarning (a UserWarning) is for what works but not as its asker may think.
+
 Messages name the thing, the numbers and what to do next. Errors of libraries are raised
 as one of these, with the original as `__cause__`; what is not in this tree is a defect.
 """
@@ -45,6 +47,10 @@ class GenerationError(CandelaError):
 
 class OutputError(CandelaError):
     """A picture cannot be written where it was asked for, or its record cannot be read back."""
+
+
+class CandelaWarning(UserWarning):
+    """Something was asked for that has no effect."""
 
 
 class Cancelled(CandelaError):

@@ -115,7 +115,7 @@ def test_like_says_when_the_machine_differs(tmp_path):
     save_png(Image.open(tmp_path / "one.png"), record, tmp_path, "gpu")
     done = run("generate", "--like", tmp_path / "gpu.png", "--out", tmp_path / "two.png")
     assert done.exit_code == 0
-    assert "was made in bfloat16 on cuda; in float32 on cpu pixels may differ" in done.stderr
+    assert "was made in bfloat16 on cuda; in float32 on cpu the pixels may differ" in done.stderr
 
 
 def test_image_to_image_and_like_across_folders(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from candela import Cancelled, Engine, GenerationError, InvalidRequest, Request
+from candela import Cancelled, CandelaWarning, Engine, GenerationError, InvalidRequest, Request
 from candela.demo import Scene, check, draw
 from tests.conftest import STAR, pixels
 
@@ -211,7 +211,7 @@ def test_a_prompt_beyond_the_limit_is_an_error_in_tokens(demo):
 
 
 def test_a_negative_prompt_without_guidance_is_said_to_have_no_effect(demo):
-    with pytest.warns(UserWarning, match="no effect at guidance 0: z-image reads it only above 0"):
+    with pytest.warns(CandelaWarning, match="no effect at guidance 0: z-image reads it only above 0"):
         demo.generate(Request("a red star", "blue"))
 
 

@@ -73,9 +73,18 @@ def test_the_start_image_gives_the_size():
     assert (full.width, full.height) == (96, 64)
 
 
+def test_one_picture_of_many():
+    latents = torch.arange(4.0).reshape(4, 1, 1, 1).expand(4, 16, 8, 8)
+    request = Request(["a", "b"], ["c", "d"], seed=5, count=2, latents=latents, strength=0.5)
+    third = request.alone(2)
+    assert (third.prompts, third.negatives, third.seed, third.total) == (("b",), ("d",), 7, 1)
+    assert third.latents[0, 0, 0, 0] == 2
+    assert third.strength == 0.5
+
+
 def test_a_request_is_frozen_and_takes_one_or_many_prompts():
     request = Request(["a", "b"], "c", count=3)
-    assert request.images == 6
+    assert request.total == 6
     assert request.negatives == ("c", "c")
     assert Request("a").prompts == ("a",)
     with pytest.raises(dataclasses.FrozenInstanceError):

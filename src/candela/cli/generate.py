@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import signal
 import sys
@@ -10,14 +9,17 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from candela.errors import Cancelled, InvalidRequest, OutputError
+from candela.errors import Cancelled, CandelaWarning, InvalidRequest, OutputError
 from candela.record import Record, pixels_sha256, read_record, save_png
+
+if TYPE_CHECKING:
+    from candela.engine import Engine, Request, Step
 
 DEFAULT_STRENGTH = 0.6  # as in diffusers' image-to-image pipelines
 
@@ -63,48 +65,44 @@ def run(options: Options) -> int:
     folder = read_folder(find(model).folder)
     family = family_of(folder)
     request.resolved(family, family.defaults(folder))
-    target = Target(options.out, request.images)
+    target = Target(options.out, request.total)
     engine = Engine.load(model)
     request = engine.check(request)
     target.prepare()
-    if record and (record.dtype, record.device) != (here := (str(engine.dtype)[6:], engine.device.type)):
-        made = f"made in {record.dtype} on {record.device}"
-        print(f"candela: note: {options.like} was {made}; in {here[0]} on {here[1]} pixels may differ", file=sys.stderr)
-
-    done: list[dict[str, Any]] = []
-    seconds = {"load": engine.load_seconds, "encode": 0.0, "denoise": 0.0, "decode": 0.0}
-    peak, stop, code = 0, threading.Event(), 0
-    with stopped_by_ctrl_c(stop), progress_bar(request, options.as_json) as on_step:
-        for index in range(request.images):
-            single = dataclasses.replace(
-                request,
-                prompt=request.prompts[index // request.count],
-                negative_prompt=request.negatives[index // request.count] if request.negatives else None,
-                seed=request.seed + index,
-                count=1,
-            )
-            try:
-                with spoken_warnings(first=index == 0):
-                    result = engine.generate(single, on_step=on_step(index), cancelled=stop.is_set)
-            except Cancelled as error:
-                message = f"candela: {error} of picture {index + 1} of {request.images}; {len(done)} finished and kept"
-                print(message, file=sys.stderr)
-                code = 130
-                break
-            path = target.save(result.images[0], result.records[0], index)
-            done.append({"path": str(path), "seed": result.seeds[0]})
-            peak = max(peak, result.peak_bytes)
-            for stage in ("encode", "denoise", "decode"):
-                seconds[stage] += getattr(result.seconds, stage)
-            if not options.as_json:
-                print(path, flush=True)
+    if record:
+        note_other_machine(record, engine)
+    code, report = make_pictures(engine, request, target, quiet=options.as_json)
     if options.as_json:
         from candela.cli.main import print_json
 
-        seconds["total"] = time.perf_counter() - began
-        rounded = {stage: round(value, 4) for stage, value in seconds.items()}
-        print_json({"model": engine.model.name, "images": done, "seconds": rounded, "peak_bytes": peak})
+        report["seconds"]["total"] = round(time.perf_counter() - began, 4)
+        print_json(report)
     return code
+
+
+def make_pictures(engine: Engine, request: Request, target: Target, quiet: bool) -> tuple[int, dict[str, Any]]:
+    """One picture after the other, each saved at once. -> (exit code, the report that --json prints)"""
+    images: list[dict[str, Any]] = []
+    seconds = {"load": engine.load_seconds, "encode": 0.0, "denoise": 0.0, "decode": 0.0}
+    peak, stop, code = 0, threading.Event(), 0
+    with stopped_by_ctrl_c(stop), progress_bar(request.total, quiet) as on_step:
+        for index in range(request.total):
+            try:
+                with spoken_warnings(muted=index > 0):
+                    result = engine.generate(request.alone(index), on_step=on_step(index), cancelled=stop.is_set)
+            except Cancelled as error:
+                say(f"{error} of picture {index + 1} of {request.total}; {len(images)} finished and kept")
+                code = 130
+                break
+            path = target.save(result.images[0], result.records[0], index)
+            images.append({"path": str(path), "seed": result.seeds[0]})
+            peak = max(peak, result.peak_bytes)
+            for stage in ("encode", "denoise", "decode"):
+                seconds[stage] += getattr(result.seconds, stage)
+            if not quiet:
+                print(path, flush=True)
+    rounded = {stage: round(value, 4) for stage, value in seconds.items()}
+    return code, {"model": engine.model.name, "images": images, "seconds": rounded, "peak_bytes": peak}
 
 
 def request_settings(options: Options, record: Record | None) -> dict[str, Any]:
@@ -231,7 +229,7 @@ def stopped_by_ctrl_c(stop: threading.Event) -> Iterator[None]:
 
 
 @contextmanager
-def progress_bar(request: Any, quiet: bool) -> Iterator[Any]:
+def progress_bar(pictures: int, quiet: bool) -> Iterator[Callable[[int], Callable[[Step], None]]]:
     """-> a function: picture's index -> step callback. Drawn on stderr, only where someone watches."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -247,30 +245,41 @@ def progress_bar(request: Any, quiet: bool) -> Iterator[Any]:
         disable=quiet or not console.is_terminal,
     )
 
-    def on_step(index: int) -> Any:
-        label = f"picture {index + 1}/{request.images}" if request.images > 1 else "picture"
+    def on_step(index: int) -> Callable[[Step], None]:
+        label = f"picture {index + 1}/{pictures}" if pictures > 1 else "picture"
         task = bar.add_task(label, total=None, pace="")
 
-        def step(step: Any) -> None:
+        def show(step: Step) -> None:
             bar.update(task, total=step.steps, completed=step.index, pace=f"{step.seconds:.2f} s/step")
             if step.index == step.steps:
                 bar.remove_task(task)
 
-        return step
+        return show
 
     with bar:
         yield on_step
 
 
 @contextmanager
-def spoken_warnings(first: bool) -> Iterator[None]:
-    """Our own warnings as one plain line each, once per run."""
+def spoken_warnings(muted: bool) -> Iterator[None]:
+    """Our own warnings as one plain line each; those of libraries stay off the terminal."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield
-    for warning in caught if first else ():
-        if "candela" in warning.filename or "negative prompt" in str(warning.message):
-            print(f"candela: note: {warning.message}", file=sys.stderr)
+    for warning in caught:
+        if issubclass(warning.category, CandelaWarning) and not muted:
+            say(f"note: {warning.message}")
+
+
+def note_other_machine(record: Record, engine: Engine) -> None:
+    here = (str(engine.dtype).removeprefix("torch."), engine.device.type)
+    if (record.dtype, record.device) != here:
+        made = f"made in {record.dtype} on {record.device}"
+        say(f"note: that picture was {made}; in {here[0]} on {here[1]} the pixels may differ slightly")
+
+
+def say(message: str) -> None:
+    print(f"candela: {message}", file=sys.stderr)
 
 
 def quiet_libraries() -> None:

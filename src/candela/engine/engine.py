@@ -100,11 +100,11 @@ class Engine:
             encode, denoise, decode = (b - a for a, b in itertools.pairwise(marks))
             return Result(
                 images=images,
-                seeds=[full.seed + k for k in range(full.images)],
+                seeds=[full.seed + k for k in range(full.total)],
                 seconds=Seconds(self.load_seconds, encode, denoise, decode, marks[-1] - marks[0]),
                 peak_bytes=memory.peak_bytes(self.device),
                 request=full,
-                records=[self._record(full, k) for k in range(full.images)],
+                records=[self._record(full, k) for k in range(full.total)],
             )
 
     def check(self, request: Request) -> Request:
@@ -231,7 +231,7 @@ class Engine:
         self, full: Request, shape: tuple[int, int, int]
     ) -> tuple[torch.Tensor, sampling.Start | None]:
         """Noise per picture, and what image-to-image starts from, both on the device, in the model's scale."""
-        seeds = [full.seed + k for k in range(full.images)]
+        seeds = [full.seed + k for k in range(full.total)]
         if full.image is None and full.latents is None:
             return sampling.noise_for(seeds, shape).to(self.device), None
         if full.latents is not None:

@@ -80,10 +80,10 @@ class Request:
             self._integer("steps", 1, 1000, "a model distilled to few steps needs 4 to 8, others 20 to 50")
         self._integer("count", 1, MAX_IMAGES, "pictures per prompt")
         self._integer("seed", 0, MAX_SEED, "2**64 - 1 is the last")
-        if self.seed + self.images - 1 > MAX_SEED:
+        if self.seed + self.total - 1 > MAX_SEED:
             raise InvalidRequest(
-                f"seed {self.seed} is out of range for {self.images} pictures: picture k takes seed + k, "
-                f"so the highest is {MAX_SEED - self.images + 1}"
+                f"seed {self.seed} is out of range for {self.total} pictures: picture k takes seed + k, "
+                f"so the highest is {MAX_SEED - self.total + 1}"
             )
         self._number("guidance", 0.0, 100.0)
         self._number("strength", 0.0, 1.0)
@@ -100,9 +100,27 @@ class Request:
         return cast("tuple[str, ...] | None", self.negative_prompt)
 
     @property
-    def images(self) -> int:
+    def total(self) -> int:
         """How many pictures this asks for."""
         return len(self.prompt) * self.count
+
+    def alone(self, index: int) -> Request:
+        """The request for picture `index` by itself: the same one, within rounding."""
+        prompt = index // self.count
+        negative = self.negatives[prompt] if self.negatives else None
+
+        def own(tensor: torch.Tensor | None) -> torch.Tensor | None:
+            return tensor[index : index + 1] if tensor is not None and len(tensor) > 1 else tensor
+
+        return dataclasses.replace(
+            self,
+            prompt=self.prompts[prompt],
+            negative_prompt=negative,
+            seed=self.seed + index,
+            count=1,
+            latents=own(self.latents),
+            mask=own(self.mask),
+        )
 
     def resolved(self, family: Family, defaults: Defaults) -> Request:
         """This request with every open setting filled in, checked against what `family` can do.
@@ -179,8 +197,8 @@ class Request:
             if value is None:
                 continue
             shape = tuple(value.shape)
-            if len(shape) != 4 or shape[0] not in (1, self.images) or (channels and shape[1] != channels):
-                wanted = f"[1 or {self.images}, {channels or 'C'}, height / 8, width / 8]"
+            if len(shape) != 4 or shape[0] not in (1, self.total) or (channels and shape[1] != channels):
+                wanted = f"[1 or {self.total}, {channels or 'C'}, height / 8, width / 8]"
                 raise InvalidRequest(f"{name} must have the shape {wanted}, not {list(shape)}")
 
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 
 from candela.checkpoints import Components, Folder
-from candela.errors import InvalidRequest, MismatchedModel
+from candela.errors import CandelaWarning, InvalidRequest, MismatchedModel
 
 # (latents float32 [B, C, h, w] on the model's device, in its scale; timestep, scalar) -> velocity, likewise
 Predictor = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -201,5 +201,6 @@ def warn_unused_negative(family: Family, guidance: float) -> None:
     warnings.warn(
         f"the negative prompt has no effect at guidance {guidance:g}: {family.name} reads it only above "
         f"{family.guidance_off:g}",
+        CandelaWarning,
         stacklevel=4,
     )
