@@ -19,8 +19,11 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 
 
 def layer_of(dotted: str) -> str | None:
+    """`candela.Engine` is of the engine's layer as much as `candela.engine` is."""
     parts = dotted.split(".")
-    return parts[1] if parts[0] == "candela" and len(parts) > 1 else None
+    if parts[0] != "candela" or len(parts) == 1:
+        return None
+    return candela._HOMES[parts[1]].split(".")[1] if parts[1] in candela._HOMES else parts[1]
 
 
 def imported(path: Path) -> set[str]:

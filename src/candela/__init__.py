@@ -33,6 +33,7 @@ _HOMES = {
     "DamagedFile": "candela.errors",
     "MismatchedModel": "candela.errors",
     "GenerationError": "candela.errors",
+    "OutOfMemory": "candela.errors",
     "OutputError": "candela.errors",
     "Cancelled": "candela.errors",
     "CandelaWarning": "candela.errors",
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from candela.errors import InvalidRequest as InvalidRequest
     from candela.errors import MismatchedModel as MismatchedModel
     from candela.errors import ModelNotFound as ModelNotFound
+    from candela.errors import OutOfMemory as OutOfMemory
     from candela.errors import OutputError as OutputError
     from candela.families import Conditioning as Conditioning
     from candela.record import Record as Record

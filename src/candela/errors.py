@@ -7,6 +7,7 @@
     |   +-- DamagedFile     truncated, corrupt, or not safetensors
     |   +-- MismatchedModel components missing, or not made for each other
     +-- GenerationError     the model produced what cannot be a picture (NaN or infinite latents)
+    +-- OutOfMemory         the device or the machine has too little memory for the model or the request
     +-- OutputError         the picture cannot be written where it was asked for, or not be read back
     +-- Cancelled           the caller stopped the run; the engine stays usable
 
@@ -43,6 +44,10 @@ class MismatchedModel(CheckpointError):
 
 class GenerationError(CandelaError):
     """The model produced what cannot be a picture."""
+
+
+class OutOfMemory(CandelaError, MemoryError):
+    """Too little memory for the model or the request."""
 
 
 class OutputError(CandelaError):

@@ -69,6 +69,8 @@ class Record:
         known = {f.name for f in fields(cls)}
         if missing := {"model", "prompt", "seed"} - values.keys():
             raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+        if not all(isinstance(values[name], str) for name in ("model", "prompt")):
+            raise ValueError("model and prompt must be text")
         if start := values.get("start"):
             values["start"] = Start(start.get("path"), start["sha256"])
         try:
@@ -114,7 +116,7 @@ def read_record(path: str | Path) -> Record:
             text = image.info.get(KEY)
     except FileNotFoundError as error:
         raise OutputError(f"there is no file {path}") from error
-    except (OSError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise OutputError(f"{path} cannot be read as a picture ({error})") from error
     if text is None:
         raise OutputError(

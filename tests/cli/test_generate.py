@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +17,8 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from candela import Engine, Request, read_record
+from candela import Request, read_record
+from candela.checkpoints.catalogue import DEMO_FOLDER
 from candela.cli.main import app
 from candela.demo import Scene, draw
 from tests.conftest import STAR, pixels
@@ -27,7 +31,8 @@ def run(*arguments):
 
 
 def files(folder: Path) -> list[str]:
-    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+    """Everything below `folder`, folders too."""
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
 
 
 def test_the_shell_makes_the_pixels_that_python_makes(tmp_path, star_pixels):
@@ -115,7 +120,10 @@ def test_like_says_when_the_machine_differs(tmp_path):
     save_png(Image.open(tmp_path / "one.png"), record, tmp_path, "gpu")
     done = run("generate", "--like", tmp_path / "gpu.png", "--out", tmp_path / "two.png")
     assert done.exit_code == 0
-    assert "was made in bfloat16 on cuda; in float32 on cpu the pixels may differ" in done.stderr
+    assert (
+        "was made in bfloat16 on cuda with candela 0.1.0; in float32 on cpu with candela 0.1.0 the pixels may differ"
+        in done.stderr
+    )
 
 
 def test_image_to_image_and_like_across_folders(tmp_path, monkeypatch):
@@ -201,6 +209,43 @@ def test_a_model_that_makes_nan_exits_with_1_and_writes_nothing(tmp_path, demo_c
     assert files(tmp_path / "o") == []
 
 
+def test_a_failure_on_the_way_keeps_and_reports_what_is_done(tmp_path):
+    (tmp_path / "start.png").write_bytes(b"")
+    code = (
+        "import candela.cli.generate as g\nfrom candela.errors import OutputError\nfrom candela.cli.main import app\n"
+        "save = g.save_png\n"
+        "def full(image, record, *rest):\n"
+        "    if record.seed == 2: raise OutputError('cannot write: no space left')\n"
+        "    return save(image, record, *rest)\n"
+        "g.save_png = full; app()"
+    )
+    arguments = ["generate", "a red circle", "--count", "5", "--out", str(tmp_path / "o"), "--json"]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert done.returncode == 1
+    report = json.loads(done.stdout)
+    assert [i["seed"] for i in report["images"]] == [0, 1]
+    assert report["error"] == {"type": "OutputError", "message": "cannot write: no space left"}
+    assert len(files(tmp_path / "o")) == 2
+
+
+def test_paths_go_into_a_pipe_while_progress_goes_to_the_terminal(tmp_path):
+    """stderr is a terminal here, stdout a pipe, as in `candela generate ... | cat`."""
+    terminal, inside = os.openpty()
+    done = subprocess.run(
+        [*CANDELA, "generate", "a red circle", "--count", "2", "--out", str(tmp_path)],
+        stdout=subprocess.PIPE, stderr=inside, text=True,
+    )  # fmt: skip
+    os.close(inside)
+    seen = b""
+    with contextlib.suppress(OSError):  # the end of a terminal is an error on Linux
+        while chunk := os.read(terminal, 4096):
+            seen += chunk
+    assert done.returncode == 0
+    assert done.stdout.splitlines() == [str(tmp_path / f"a-red-circle-{k}.png") for k in (0, 1)]
+    assert b"picture 1/2" in seen
+    assert b"s/step" in seen
+
+
 @pytest.fixture
 def bad(tmp_path, demo_copy):
     """Arguments that are wrong, by name; paths are made here."""
@@ -213,6 +258,10 @@ def bad(tmp_path, demo_copy):
     (tmp_path / "none.txt").write_text("\n\n")
     weights = demo_copy / "vae" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-7])
+    partial = shutil.copytree(DEMO_FOLDER, tmp_path / "partial")
+    shutil.rmtree(partial / "text_encoder")
+    pickled = shutil.copytree(DEMO_FOLDER, tmp_path / "pickled")
+    (pickled / "vae" / weights.name).write_bytes(b"PK\x03\x04" + b"0" * 500)
     return {
         "size": (["a", "--width", 130], "width 130 is not a multiple of 16: use 128 or 144"),
         "height": (["a", "--height", 8], "height 8 is not a multiple of 16: use 16"),
@@ -230,6 +279,12 @@ def bad(tmp_path, demo_copy):
         "unknown model": (["a", "--model", "deno"], "no model 'deno': did you mean demo"),
         "no index": (["a", "--model", empty], "has no model_index.json"),
         "truncated": (["a", "--model", demo_copy], "diffusion_pytorch_model.safetensors is truncated"),
+        "missing component": (["a", "--model", partial], "the component 'text_encoder' is missing"),
+        "not safetensors": (["a", "--model", pickled], "it is a zip archive (perhaps a PyTorch pickle)"),
+        "no model": (["a", "--model", ""], "no model ''"),
+        "typo in an id": (["a", "--model", "Tongyi-MAI/Z-Image-Trubo"], "did you mean Tongyi-MAI/Z-Image-Turbo?"),
+        "other format": (["a", "--out", tmp_path / "x.jpg"], "pictures are written as PNG"),
+        "name too long": (["a", "--out", tmp_path / ("x" * 300)], "cannot write into"),
         "prompt": (["q7#" * 400], "the limit is 512"),
         "second prompt": (["a red star", "q7#" * 400], "the limit is 512"),
         "init": (["a", "--init", tmp_path / "text.png"], "text.png cannot be read as a picture"),
@@ -243,17 +298,47 @@ def bad(tmp_path, demo_copy):
 
 
 NAMES = [
-    "size", "height", "zero", "absurd", "too long", "steps", "seed", "seed high", "count", "guidance", "no prompt",
-    "empty file", "no file", "unknown model", "no index", "truncated", "prompt", "second prompt", "init", "no init",
-    "odd init", "strength", "strength 2", "like", "no like",
-]  # fmt: skip
+    "size",
+    "height",
+    "zero",
+    "absurd",
+    "too long",
+    "steps",
+    "seed",
+    "seed high",
+    "count",
+    "guidance",
+    "no prompt",
+    "empty file",
+    "no file",
+    "unknown model",
+    "no index",
+    "truncated",
+    "missing component",
+    "not safetensors",
+    "no model",
+    "typo in an id",
+    "other format",
+    "name too long",
+    "prompt",
+    "second prompt",
+    "init",
+    "no init",
+    "odd init",
+    "strength",
+    "strength 2",
+    "like",
+    "no like",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_bad_input_says_why_and_writes_nothing(bad, name, tmp_path):
     arguments, message = bad[name]
     before = files(tmp_path)
-    done = run("generate", *arguments, "--out", tmp_path / "out")
+    if "--out" not in arguments:
+        arguments = [*arguments, "--out", tmp_path / "out"]
+    done = run("generate", *arguments)
     assert done.exit_code == 2, done.output
     assert message in done.stderr
     assert done.stderr.startswith("candela: ")
@@ -279,7 +364,3 @@ def test_a_folder_without_permission():
     done = run("generate", "a", "--out", "/proc/candela")
     assert done.exit_code == 2
     assert "cannot write into /proc/candela" in done.stderr
-
-
-def test_engine_and_shell_share_defaults():
-    assert Engine.load("demo").defaults.steps == 8

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import random
+import resource
+import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from candela import Cancelled, CandelaWarning, Engine, GenerationError, InvalidRequest, Request
+from candela import Cancelled, CandelaWarning, Engine, GenerationError, InvalidRequest, OutOfMemory, Request
 from candela.demo import Scene, check, draw
 from tests.conftest import STAR, pixels
 
@@ -51,16 +55,19 @@ def test_third_of_four_with_other_prompts_beside_it(demo):
 def test_many_threads_are_served_one_after_the_other(demo):
     requests = [Request(f"a {c} circle on a white background", seed=k) for k, c in enumerate(["red", "blue", "black"])]
     expected = [pixels(demo.generate(r).images[0]) for r in requests]
-    found = {}
-    threads = [
-        threading.Thread(target=lambda k=k, r=r: found.__setitem__(k, pixels(demo.generate(r).images[0])))
-        for k, r in list(enumerate(requests)) * 2
-    ]
+    found, order = {}, []
+
+    def serve(k, request):
+        found[k] = pixels(demo.generate(request, on_step=lambda step: order.append(k)).images[0])
+
+    threads = [threading.Thread(target=serve, args=(k, r)) for k, r in enumerate(requests)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert [found[k] for k in range(3)] == expected
+    turns = [k for k, _ in itertools.groupby(order)]
+    assert sorted(turns) == [0, 1, 2], "the steps of two requests were mixed"
 
 
 def test_cancelled_fifty_times_each_stops_within_a_step(demo, star_pixels):
@@ -153,6 +160,13 @@ def test_stages_give_what_generate_gives(demo, star_pixels):
 def test_conditioning_that_does_not_fit_the_request_is_refused(demo):
     with pytest.raises(InvalidRequest, match="1 encoded prompts for a request of 2"):
         demo.denoise(Request(["a", "b"]), demo.encode(["a"]))
+    conditioning = demo.encode(["a"])
+    narrow = dataclasses.replace(conditioning, positive=(conditioning.positive[0][:, :64],))
+    with pytest.raises(InvalidRequest, match="text features of width 64; demo expects 128"):
+        demo.denoise(Request("a"), narrow)
+    with pytest.raises(InvalidRequest, match="2 negative prompts for 1 prompts"):
+        demo.encode("one text is one prompt", ["a", "b"])
+    assert len(demo.encode("one text is one prompt").positive) == 1
     with pytest.raises(InvalidRequest, match="guidance 2 needs negative prompts, and none were encoded"):
         demo.denoise(Request("a", guidance=2), demo.encode(["a"]))
 
@@ -219,8 +233,33 @@ def test_nan_is_an_error_not_a_black_picture():
     engine = Engine.load("demo")
     with torch.no_grad():
         engine.components.transformer.layers[2].feed_forward.w2.weight[0, 0] = float("nan")
-    with pytest.raises(GenerationError, match=r"hold 4096 NaN or infinite values of 4096 after 8 steps.*float16"):
+    with pytest.raises(
+        GenerationError, match=r"hold 4096 NaN or infinite values of 4096 \(model in float32\).*weights are damaged"
+    ):
         engine.generate(STAR)
+
+
+def test_a_float16_overflow_is_told_with_its_remedy():
+    engine = Engine.load("demo", dtype="float16")
+    with torch.no_grad():
+        engine.components.transformer.layers[2].feed_forward.w2.weight.fill_(60000)
+        engine.components.transformer.layers[2].ffn_norm2.weight.fill_(60000)
+    with pytest.raises(GenerationError, match=r"model in float16.*load it with dtype bfloat16 or float32"):
+        engine.generate(STAR)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space as Linux does")
+def test_too_little_memory_is_told_and_survived(demo, star_pixels):
+    """A real allocation that really fails: 64 GB of noise under a limit of the address space."""
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 8 * 2**30, limits[1]))
+    try:
+        with pytest.raises(OutOfMemory, match=r"not enough memory on cpu: .*smaller size or fewer pictures"):
+            demo.generate(Request("a", width=8192, height=8192, count=1024))
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    assert pixels(demo.generate(STAR).images[0]) == star_pixels
 
 
 def test_nan_in_the_decoder_is_an_error_too():

@@ -21,6 +21,7 @@ PICTURE = Image.new("RGB", (96, 64))
     [
         ({"prompt": []}, "list of prompts is empty"),
         ({"prompt": ["a", 5]}, "must be text, not int"),
+        ({"prompt": "a\ud800"}, "holds a character that is no text"),
         ({"prompt": "a", "negative_prompt": ["b", "c"]}, "2 negative prompts for 1 prompts"),
         ({"prompt": "a", "width": 0}, "width 0 is out of range"),
         ({"prompt": "a", "height": -16}, "height -16 is out of range"),
@@ -70,7 +71,11 @@ def test_defaults_fill_what_is_open_and_nothing_else():
 
 def test_the_start_image_gives_the_size():
     full = Request("a", image=PICTURE).resolved(Z_IMAGE, Defaults(128, 128))
-    assert (full.width, full.height) == (96, 64)
+    assert (full.width, full.height, full.strength) == (96, 64, 0.6)
+    full = Request("a", image=PICTURE, width=128).resolved(Z_IMAGE, Defaults(256, 256))
+    assert (full.width, full.height) == (128, 64)
+    masked = Request("a", image=PICTURE, mask=torch.ones(1, 1, 8, 12)).resolved(Z_IMAGE, Defaults())
+    assert masked.strength == 1.0
 
 
 def test_one_picture_of_many():

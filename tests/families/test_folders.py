@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from candela.checkpoints import read_folder
-from candela.errors import InvalidRequest, MismatchedModel
+from candela.errors import DamagedFile, InvalidRequest, MismatchedModel
 from candela.families import FAMILIES, Defaults, family_of
 
 
@@ -31,6 +31,20 @@ def test_variants_have_their_own_defaults(tiny_models, tmp_path):
 def test_the_folder_s_own_defaults_win(demo_copy):
     folder = read_folder(demo_copy)
     assert family_of(folder).defaults(folder) == Defaults(128, 128, 8, 0.0)
+
+
+@pytest.mark.parametrize("defaults", [{"sampler": 3}, {"steps": "many"}, {"width": True}])
+def test_preferences_that_are_none_are_named(demo_copy, defaults):
+    edit(demo_copy / "candela.json", defaults=defaults)
+    folder = read_folder(demo_copy)
+    with pytest.raises(DamagedFile, match=rf"candela.json.*the default {next(iter(defaults))}="):
+        family_of(folder).defaults(folder)
+
+
+def test_a_pipeline_with_components_of_other_kinds_is_named_for_what_it_is(demo_copy):
+    edit(demo_copy / "model_index.json", _class_name="StableDiffusionPipeline", feature_extractor=["transformers", "X"])
+    with pytest.raises(MismatchedModel, match="is a StableDiffusionPipeline; Candela runs"):
+        family_of(read_folder(demo_copy))
 
 
 def test_a_wrong_text_encoder_is_told_in_widths(demo_copy):

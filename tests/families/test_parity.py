@@ -86,6 +86,18 @@ def test_z_image_image_to_image(demo, strength, guidance):
 
 
 @pytest.mark.parametrize("name", ["z-image", "lumina-image-2", "lumina-next"])
+@pytest.mark.parametrize("guidance", [0.0, 4.0])
+def test_prompts_of_any_length_do_not_disturb_each_other(tiny_models, name, guidance):
+    engine = Engine.load(tiny_models[name])
+    size = {"width": 96, "height": 64, "steps": 4, "guidance": guidance}
+    negatives = ["", "a rather long text of things that should not be there", "x"] if guidance else None
+    batch = engine.generate(Request(["a", PROMPT, "b" * 90], negatives, seed=3, **size))
+    alone = engine.generate(batch.request.alone(1))
+    difference = np.abs(np.asarray(batch.images[1], dtype=int) - np.asarray(alone.images[0], dtype=int))
+    assert difference.max() <= 1
+
+
+@pytest.mark.parametrize("name", ["z-image", "lumina-image-2", "lumina-next"])
 def test_longest_prompt_is_used_whole(tiny_models, name):
     """Up to the limit the last word still counts: another last letter is another picture."""
     engine = Engine.load(tiny_models[name])

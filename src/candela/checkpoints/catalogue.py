@@ -62,6 +62,14 @@ def _snapshot(repository: str) -> Path | None:
     return next((path for path in candidates if (path / "model_index.json").is_file()), None)
 
 
+def _folder(name: str) -> Path | None:
+    try:
+        path = Path(name).expanduser().resolve()
+        return path if name and path.is_dir() else None
+    except (OSError, RuntimeError, ValueError):  # no permission, no such user, a name too long or with a zero byte
+        return None
+
+
 def find(model: str | os.PathLike[str]) -> Model:
     """Resolves a catalogue name, a folder in diffusers layout, or the id of a hub repository already on disk.
 
@@ -74,17 +82,19 @@ def find(model: str | os.PathLike[str]) -> Model:
     entry = CATALOGUE.get(name)
     if entry and entry.repository is None:
         return Model(name, DEMO_FOLDER)
-    if entry is None and Path(name).expanduser().is_dir():
-        folder = Path(name).expanduser().resolve()
+    if entry is None and (folder := _folder(name)):
         return Model(str(folder), folder)
     repository = entry.repository if entry else name
     if repository and re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
         if folder_in_cache := _snapshot(repository):
             return Model(name, folder_in_cache)
         if entry or not name.startswith("."):
+            ids = [e.repository for e in CATALOGUE.values() if e.repository and e.repository != repository]
+            near = difflib.get_close_matches(repository, ids, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
             raise ModelNotFound(
                 f"the model {name!r} is not on this machine: no folder of that name, and the hub repository "
-                f"{repository} is not in {hub_cache()}. To download it: hf download {repository}"
+                f"{repository} is not in {hub_cache()}; {hint}To download it: hf download {repository}"
             )
     near = difflib.get_close_matches(name.lower(), CATALOGUE, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known names: {', '.join(CATALOGUE)}."

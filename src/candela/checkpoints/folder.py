@@ -10,6 +10,7 @@ from typing import Any
 from candela.checkpoints.safetensors_header import read_header
 from candela.errors import DamagedFile, MismatchedModel, ModelNotFound
 
+COMPONENTS = ("transformer", "text_encoder", "tokenizer", "vae", "scheduler")
 WITH_WEIGHTS = ("transformer", "text_encoder", "vae")
 CONFIG_NAMES = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}
 
@@ -59,7 +60,7 @@ def read_folder(path: Path) -> Folder:
         if isinstance(value, list) and len(value) == 2 and all(isinstance(v, str) for v in value)
     }
     configs, weights = {}, {}
-    for name in classes:
+    for name in (name for name in COMPONENTS if name in classes):  # what else a pipeline has is its family's affair
         config_name = CONFIG_NAMES.get(name, "config.json")
         config_file = path / name / config_name
         if not config_file.is_file():
@@ -74,6 +75,8 @@ def read_folder(path: Path) -> Folder:
                 read_header(file)
     settings = path / "candela.json"
     defaults = read_json(settings).get("defaults", {}) if settings.is_file() else {}
+    if not isinstance(defaults, dict):
+        raise DamagedFile(f"{settings}: 'defaults' must be an object of settings. Correct or remove the file")
     return Folder(path, pipeline, classes, configs, weights, defaults)
 
 

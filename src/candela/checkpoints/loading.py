@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,13 +45,29 @@ def load_components(folder: Folder, *, device: torch.device, dtype: torch.dtype)
         parts[name] = module.to(device).eval().requires_grad_(False)
     from transformers import AutoTokenizer
 
-    try:
-        parts["tokenizer"] = AutoTokenizer.from_pretrained(folder.path / "tokenizer", local_files_only=True)
-    except Exception as error:
-        raise DamagedFile(f"{folder.path / 'tokenizer'}: the tokenizer cannot be read ({error})") from error
+    with _library_errors(folder.path / "tokenizer", "the tokenizer cannot be read"):
+        parts["tokenizer"] = AutoTokenizer.from_pretrained(
+            folder.path / "tokenizer", local_files_only=True, trust_remote_code=False
+        )
     scheduler = _class(folder, "scheduler")
     parts["scheduler"] = scheduler.from_config(folder.configs["scheduler"])
     return Components(**parts)
+
+
+@contextmanager
+def _library_errors(path: Path, what: str) -> Iterator[None]:
+    """The libraries raise nearly anything for a bad file. Memory that runs out and packages that are absent are
+    no fault of the file and go on as what they are."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except ImportError as error:
+        raise MismatchedModel(f"{path}: a Python package is missing to read it. {error}") from error
+    except Exception as error:
+        if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):
+            raise
+        raise DamagedFile(f"{path}: {what}: {error}. Download it again") from error
 
 
 def _class(folder: Folder, name: str) -> Any:
@@ -66,7 +85,7 @@ def _class(folder: Folder, name: str) -> Any:
 
 def _load_weights(folder: Folder, name: str, dtype: torch.dtype) -> Any:
     cls = _class(folder, name)
-    try:
+    with _library_errors(folder.path / name, f"the weights do not load into {cls.__name__}"):
         module, info = cls.from_pretrained(
             folder.path / name,
             local_files_only=True,
@@ -74,8 +93,6 @@ def _load_weights(folder: Folder, name: str, dtype: torch.dtype) -> Any:
             output_loading_info=True,
             dtype=dtype,
         )
-    except Exception as error:
-        raise DamagedFile(f"{folder.path / name}: the weights do not load into {cls.__name__}: {error}") from error
     missing = sorted(info["missing_keys"])
     unexpected = sorted(key for key in info["unexpected_keys"] if not key.startswith(IGNORED))
     mismatched = sorted(str(key[0]) for key in info["mismatched_keys"])

@@ -21,16 +21,21 @@ def read_header(path: Path) -> dict[str, Any]:
     Raises:
         DamagedFile: not safetensors, truncated, or longer than its header says.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-        length = int.from_bytes(start, "little")
-        if len(start) < 8 or length > min(MAX_HEADER, size - 8) or length < 2:
-            raise DamagedFile(
-                f"{path} is not a safetensors file, or only the beginning of one: {_what(path)} ({size} bytes). "
-                "Download it again; other formats (.bin, .ckpt, .pt) are refused because opening them can run code"
-            )
-        text = file.read(length)
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(64)
+            length = int.from_bytes(start[:8], "little")
+            whole = 2 <= length <= min(MAX_HEADER, size - 8)
+            file.seek(8)
+            text = file.read(length) if whole else b""
+    except OSError as error:
+        raise DamagedFile(f"{path} cannot be read: {error.strerror or error}. Check its permissions") from error
+    if not whole:
+        raise DamagedFile(
+            f"{path} is not a safetensors file, or only the beginning of one: {_what(start)} ({size} bytes). "
+            "Download it again; other formats (.bin, .ckpt, .pt) are refused because opening them can run code"
+        )
     try:
         header = json.loads(text)
         header.pop("__metadata__", None)
@@ -46,9 +51,7 @@ def read_header(path: Path) -> dict[str, Any]:
     return header
 
 
-def _what(path: Path) -> str:
-    with path.open("rb") as file:
-        start = file.read(64)
+def _what(start: bytes) -> str:
     known = {b"PK": "a zip archive (perhaps a PyTorch pickle)", b"\x80": "a Python pickle", b"GGUF": "a GGUF file"}
     for magic, name in known.items():
         if start.startswith(magic):

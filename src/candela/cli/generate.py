@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from candela.errors import Cancelled, CandelaWarning, InvalidRequest, OutputError
+from candela.cli.output import error_report, print_json, say
+from candela.errors import Cancelled, CandelaError, CandelaWarning, InvalidRequest, OutputError
 from candela.record import Record, pixels_sha256, read_record, save_png
 
 if TYPE_CHECKING:
     from candela.engine import Engine, Request, Step
 
-DEFAULT_STRENGTH = 0.6  # as in diffusers' image-to-image pipelines
+OTHER_FORMATS = {".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def run(options: Options) -> int:
     """
     record = remakeable(options.like) if options.like else None
     settings = request_settings(options, record)
-    model = options.model or (record.model if record else "demo")
+    model = options.model if options.model is not None else record.model if record else "demo"
 
     from candela.checkpoints import find, read_folder
     from candela.engine import Engine, Request
@@ -73,8 +74,6 @@ def run(options: Options) -> int:
         note_other_machine(record, engine)
     code, report = make_pictures(engine, request, target, quiet=options.as_json)
     if options.as_json:
-        from candela.cli.main import print_json
-
         report["seconds"]["total"] = round(time.perf_counter() - began, 4)
         print_json(report)
     return code
@@ -85,16 +84,20 @@ def make_pictures(engine: Engine, request: Request, target: Target, quiet: bool)
     images: list[dict[str, Any]] = []
     seconds = {"load": engine.load_seconds, "encode": 0.0, "denoise": 0.0, "decode": 0.0}
     peak, stop, code = 0, threading.Event(), 0
+    failure: dict[str, Any] = {}
     with stopped_by_ctrl_c(stop), progress_bar(request.total, quiet) as on_step:
         for index in range(request.total):
             try:
                 with spoken_warnings(muted=index > 0):
                     result = engine.generate(request.alone(index), on_step=on_step(index), cancelled=stop.is_set)
-            except Cancelled as error:
-                say(f"{error} of picture {index + 1} of {request.total}; {len(images)} finished and kept")
-                code = 130
+                path = target.save(result.images[0], result.records[0], index)
+            except CandelaError as error:
+                stopped = isinstance(error, Cancelled)
+                if not images and not stopped:
+                    raise
+                say(f"{error} (picture {index + 1} of {request.total}; {len(images)} finished and kept)")
+                code, failure = (130, {}) if stopped else (1, {"error": error_report(error)})
                 break
-            path = target.save(result.images[0], result.records[0], index)
             images.append({"path": str(path), "seed": result.seeds[0]})
             peak = max(peak, result.peak_bytes)
             for stage in ("encode", "denoise", "decode"):
@@ -102,7 +105,7 @@ def make_pictures(engine: Engine, request: Request, target: Target, quiet: bool)
             if not quiet:
                 print(path, flush=True)
     rounded = {stage: round(value, 4) for stage, value in seconds.items()}
-    return code, {"model": engine.model.name, "images": images, "seconds": rounded, "peak_bytes": peak}
+    return code, {"model": engine.model.name, "images": images, "seconds": rounded, "peak_bytes": peak, **failure}
 
 
 def request_settings(options: Options, record: Record | None) -> dict[str, Any]:
@@ -110,7 +113,7 @@ def request_settings(options: Options, record: Record | None) -> dict[str, Any]:
     prompts = list(options.prompts)
     if options.prompts_file:
         try:
-            lines = options.prompts_file.read_text(encoding="utf-8").splitlines()
+            lines = options.prompts_file.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise InvalidRequest(f"the prompts file {options.prompts_file} cannot be read: {error}") from error
         prompts += [line.strip() for line in lines if line.strip()]
@@ -124,9 +127,6 @@ def request_settings(options: Options, record: Record | None) -> dict[str, Any]:
         return typed if typed is not None else getattr(record, name) if record else default
 
     image = open_start(options.init, record)
-    strength = options.strength
-    if strength is None:
-        strength = record.strength if record and record.start else DEFAULT_STRENGTH
     if options.strength is not None and image is None:
         raise InvalidRequest(f"--strength {options.strength:g} needs a picture to start from: add --init IMAGE")
     return {
@@ -139,7 +139,7 @@ def request_settings(options: Options, record: Record | None) -> dict[str, Any]:
         "seed": pick("seed", 0),
         "count": options.count,
         "image": image,
-        "strength": strength if image else 1.0,
+        "strength": record.strength if record and record.start and options.strength is None else options.strength,
     }
 
 
@@ -160,11 +160,12 @@ def open_start(typed: Path | None, record: Record | None) -> Any:
         if record and record.start:
             raise InvalidRequest("the picture was made from a start image without a file name: add it with --init")
         return None
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     try:
         image = Image.open(path)
         image.load()
+        image = ImageOps.exif_transpose(image)  # a telephone's picture says which way is up
     except FileNotFoundError as error:
         raise InvalidRequest(f"the start image {path} does not exist") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -182,17 +183,29 @@ class Target:
     """Where pictures go: a folder, or one file whose further pictures are numbered. Nothing is overwritten."""
 
     def __init__(self, out: Path, images: int):
-        self.is_file = out.suffix.lower() == ".png"
-        self.folder = out.parent if self.is_file else out
+        if out.suffix.lower() in OTHER_FORMATS:
+            raise OutputError(f"--out {out}: pictures are written as PNG. Name a folder, or a file ending in .png")
+        is_file = out.suffix.lower() == ".png"
+        self.folder = out.parent if is_file else out
         self.names: list[str | None] = [None] * images
-        if self.is_file:
+        if is_file:
             self.names = [out.stem] if images == 1 else [f"{out.stem}-{k + 1}" for k in range(images)]
-            taken = [f"{name}.png" for name in self.names if (self.folder / f"{name}.png").exists()]
-            if taken:
-                raise OutputError(f"{self.folder / taken[0]} exists and is not overwritten: choose another --out")
+        try:
+            self._check()
+        except OSError as error:  # a parent that may not be looked into, a name too long
+            raise OutputError(
+                f"cannot write into {self.folder}: {error.strerror or error}. Choose another --out"
+            ) from error
+
+    def _check(self) -> None:
+        taken = [f"{name}.png" for name in self.names if name and (self.folder / f"{name}.png").exists()]
+        if taken:
+            raise OutputError(f"{self.folder / taken[0]} exists and is not overwritten: choose another --out")
         existing = next((p for p in [self.folder, *self.folder.parents] if p.exists()), None)
         if existing is not None and not (existing.is_dir() and os.access(existing, os.W_OK)):
-            raise OutputError(f"cannot write into {self.folder}: {existing} is not a folder that can be written")
+            raise OutputError(
+                f"cannot write into {self.folder}: {existing} is not a folder that can be written. Choose another --out"
+            )
 
     def prepare(self) -> None:
         """Creates the folder and proves that it can be written, before minutes are spent on a picture."""
@@ -242,6 +255,7 @@ def progress_bar(pictures: int, quiet: bool) -> Iterator[Callable[[int], Callabl
         TextColumn("steps  {task.fields[pace]}"),
         console=console,
         transient=True,
+        redirect_stdout=sys.stdout.isatty(),  # paths that go into a pipe must not end up on the terminal
         disable=quiet or not console.is_terminal,
     )
 
@@ -272,14 +286,14 @@ def spoken_warnings(muted: bool) -> Iterator[None]:
 
 
 def note_other_machine(record: Record, engine: Engine) -> None:
-    here = (str(engine.dtype).removeprefix("torch."), engine.device.type)
-    if (record.dtype, record.device) != here:
-        made = f"made in {record.dtype} on {record.device}"
-        say(f"note: that picture was {made}; in {here[0]} on {here[1]} the pixels may differ slightly")
+    """`--like` makes the same pixels where the same software runs in the same precision; says so elsewhere."""
+    from candela.record import versions
 
-
-def say(message: str) -> None:
-    print(f"candela: {message}", file=sys.stderr)
+    now = versions()
+    then = f"in {record.dtype} on {record.device} with candela {record.versions.get('candela', '?')}"
+    here = f"in {str(engine.dtype).removeprefix('torch.')} on {engine.device.type} with candela {now['candela']}"
+    if then != here:
+        say(f"note: that picture was made {then}; {here} the pixels may differ")
 
 
 def quiet_libraries() -> None:

@@ -20,10 +20,10 @@ def run() -> int:
         try:
             folder = read_folder(model.folder)
             family = family_of(folder)
+            default = family.defaults(folder)
         except CheckpointError as error:
             broken.append(f"{model.name}: {error}")
             continue
-        default = family.defaults(folder)
         picture = f"{default.width}x{default.height}, {default.steps} steps"
         size = folder.bytes / 1e6
         table.add_row(
@@ -36,7 +36,7 @@ def run() -> int:
     console = Console()
     console.print(table)
     for message in broken:
-        console.print(f"\n[bold]cannot be used:[/] {message}", highlight=False)
+        console.print(f"\ncannot be used: {message}", highlight=False, markup=False)
     absent = [e for e in CATALOGUE.values() if e.repository and e.name not in {m.name for m in here}]
     if absent:
         console.print("\n[bold]known, not here[/] (download with the command shown):")

@@ -68,7 +68,8 @@ class Engine:
         found = find(model)
         folder = read_folder(found.folder)
         family = family_of(folder)
-        components = load_components(folder, device=target, dtype=precision)
+        with memory.mapped(target):
+            components = load_components(folder, device=target, dtype=precision)
         return cls(found, folder, family, components, target, time.perf_counter() - began)
 
     def generate(
@@ -86,17 +87,27 @@ class Engine:
         """
         with self._lock:
             memory.reset_peak(self.device)
-            full = request.resolved(self.family, self.defaults)
+            full = self._resolved(request)
+            assert full.steps
+            stop = cancelled or (lambda: False)
+            if stop():
+                raise Cancelled(0, full.steps)
             marks = [time.perf_counter()]
+
+            def mark() -> None:
+                memory.synchronize(self.device)
+                marks.append(time.perf_counter())
+
             conditioning = self._encode_for(full)
-            marks.append(time.perf_counter())
+            mark()
             latents = self.denoise(full, conditioning, on_step=on_step, cancelled=cancelled)
-            marks.append(time.perf_counter())
-            if cancelled is not None and cancelled():
-                steps = full.steps or 0
-                raise Cancelled(steps, steps)
-            images = self.decode(latents)
-            marks.append(time.perf_counter())
+            mark()
+            images: list[Image.Image] = []
+            for single in latents.split(1):
+                if stop():
+                    raise Cancelled(full.steps, full.steps)
+                images += self.decode(single)
+            mark()
             encode, denoise, decode = (b - a for a, b in itertools.pairwise(marks))
             return Result(
                 images=images,
@@ -113,12 +124,13 @@ class Engine:
         Raises:
             InvalidRequest: whatever `generate` would find wrong with it.
         """
-        full = request.resolved(self.family, self.defaults)
-        for prompt in full.prompts:
-            self.family.tokenize(self.components, prompt)
-        for negative in full.negatives or ():
-            self.family.tokenize(self.components, negative, negative=True)
-        return full
+        with self._lock:
+            full = self._resolved(request)
+            for prompt in full.prompts:
+                self.family.tokenize(self.components, prompt)
+            for negative in self._negatives(full) or ():
+                self.family.tokenize(self.components, negative, negative=True)
+            return full
 
     # --- the stages -------------------------------------------------------------------------
 
@@ -126,24 +138,29 @@ class Engine:
         """Texts to text features; `negative_prompts`, one per prompt, where guidance will be on.
 
         Raises:
-            InvalidRequest: a prompt beyond the model's limit, in tokens.
+            InvalidRequest: a prompt beyond the model's limit, in tokens; not as many negatives as prompts.
         """
-        with self._lock:
+        checked = Request(prompts, negative_prompts)
+        prompts, negative_prompts = checked.prompts, checked.negatives
+        with self._lock, memory.mapped(self.device):
             return self.family.encode(self.components, prompts, negative_prompts)
 
-    def encode_image(self, image: Image.Image, width: int, height: int, noise: torch.Tensor | None = None):
+    def encode_image(
+        self, image: Image.Image, width: int, height: int, noise: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """A picture, resized to width x height if it is not, to raw VAE latents float32 [1, C, height/8, width/8].
 
-        `noise` of that shape picks a sample of the VAE's posterior; without it, its mean is returned.
+        `noise` [B, C, height/8, width/8] picks B samples of the VAE's posterior; without it, its mean is returned.
         """
         from diffusers.image_processor import VaeImageProcessor
         from PIL import Image as Images
 
+        image = image.convert("RGB")
         if image.size != (width, height):
             image = image.resize((width, height), Images.Resampling.LANCZOS)
-        pixels = VaeImageProcessor().preprocess(image.convert("RGB"))
+        pixels = VaeImageProcessor().preprocess(image)
         vae = self.components.vae
-        with self._lock, torch.no_grad():
+        with self._lock, torch.no_grad(), memory.mapped(self.device):
             posterior = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
             raw = posterior.mean.float()
             return raw if noise is None else raw + posterior.std.float() * noise.to(raw.device)
@@ -163,9 +180,9 @@ class Engine:
         Raises:
             InvalidRequest, GenerationError, Cancelled: as `generate`.
         """
-        with self._lock, torch.no_grad():
-            full = request.resolved(self.family, self.defaults)
-            assert full.width and full.height and full.steps and full.guidance is not None
+        with self._lock, torch.no_grad(), memory.mapped(self.device):
+            full = self._resolved(request)
+            assert full.steps and full.guidance is not None and full.strength is not None
             vae, family = self.components.vae, self.family
             if len(conditioning.positive) != len(full.prompts):
                 raise InvalidRequest(
@@ -177,8 +194,14 @@ class Engine:
                     f"guidance {full.guidance:g} needs negative prompts, and none were encoded: "
                     "pass negative_prompts to encode ('' for each will do)"
                 )
-            shape = (vae.config.latent_channels, full.height // 8, full.width // 8)
-            noise, start = self._noise_and_start(full, shape)
+            found = conditioning.positive[0].shape[1]
+            expected = self.components.transformer.config[family.text_width_key]
+            if found != expected:
+                raise InvalidRequest(
+                    f"the encoded prompts have text features of width {found}; {self.model.name} expects {expected}: "
+                    "encode them with the same model"
+                )
+            noise, start = self._noise_and_start(full)
             scheduler = copy.deepcopy(self.components.scheduler)
             family.set_timesteps(scheduler, full.steps, noise)
             latents = sampling.denoise(
@@ -191,6 +214,7 @@ class Engine:
                 cancelled=cancelled,
                 preview=self._preview,
             )
+            sampling.check_finite(latents, "the latents", self.dtype)
             return family.to_raw(vae, latents)
 
     def decode(self, latents: torch.Tensor) -> list[Image.Image]:
@@ -210,65 +234,81 @@ class Engine:
                 f"its VAE takes [pictures, {channels}, height / 8, width / 8]"
             )
         images: list[Image.Image] = []
-        with self._lock, torch.no_grad():
+        with self._lock, torch.no_grad(), memory.mapped(self.device):
             for single in latents.to(vae.device, vae.dtype).split(1):
                 pixels = vae.decode(single, return_dict=False)[0].float()
-                sampling.check_finite(pixels, "the decoded pixels", 0)
+                sampling.check_finite(pixels, "the decoded pixels", vae.dtype)
                 images += VaeImageProcessor().postprocess(pixels, output_type="pil")
         return images
 
     # --- parts ------------------------------------------------------------------------------
 
-    def _encode_for(self, full: Request) -> Conditioning:
-        assert full.guidance is not None
-        if self.family.guided(full.guidance):
-            return self.encode(full.prompts, full.negatives or ("",) * len(full.prompts))
-        if any(full.negatives or ()):
-            warn_unused_negative(self.family, full.guidance)
-        return self.encode(full.prompts)
+    def _latent_shape(self, full: Request) -> tuple[int, int, int]:
+        """Channels, height and width of one picture's latents."""
+        assert full.width and full.height
+        factor = self.family.latent_factor
+        return self.components.vae.config.latent_channels, full.height // factor, full.width // factor
 
-    def _noise_and_start(
-        self, full: Request, shape: tuple[int, int, int]
-    ) -> tuple[torch.Tensor, sampling.Start | None]:
-        """Noise per picture, and what image-to-image starts from, both on the device, in the model's scale."""
-        seeds = [full.seed + k for k in range(full.total)]
-        if full.image is None and full.latents is None:
-            return sampling.noise_for(seeds, shape).to(self.device), None
-        if full.latents is not None:
-            raw, noise = full.latents.float(), sampling.noise_for(seeds, shape)
-            if tuple(raw.shape[1:]) != shape:
-                raise InvalidRequest(
-                    f"latents of shape {list(raw.shape)} do not belong to {self.model.name}: "
-                    f"it takes [pictures, {', '.join(map(str, shape))}] at {full.width}x{full.height}"
-                )
-        else:
-            assert full.image is not None and full.width and full.height
-            # As diffusers draws it: first the posterior's sample, then the noise, from one generator.
-            both = sampling.noise_for(seeds, (2, *shape))
-            raw = torch.cat(
-                [self.encode_image(full.image, full.width, full.height, sample[None]) for sample in both[:, 0]]
+    def _resolved(self, request: Request) -> Request:
+        """With every default filled in, and every tensor's shape held against this model."""
+        full = request.resolved(self.family, self.defaults)
+        shape = self._latent_shape(full)
+        if full.latents is not None and tuple(full.latents.shape[1:]) != shape:
+            raise InvalidRequest(
+                f"latents of shape {list(full.latents.shape)} do not belong to {self.model.name}: "
+                f"it takes [pictures, {', '.join(map(str, shape))}] at {full.width}x{full.height}"
             )
-            noise = both[:, 1]
         if full.mask is not None and tuple(full.mask.shape[2:]) != shape[1:]:
             raise InvalidRequest(
                 f"the mask is {full.mask.shape[3]}x{full.mask.shape[2]}; at {full.width}x{full.height} it must be "
                 f"{shape[2]}x{shape[1]}, an eighth of the picture"
             )
+        return full
+
+    def _negatives(self, full: Request) -> tuple[str, ...] | None:
+        """What the negative pass is encoded from: None where there is none."""
+        assert full.guidance is not None
+        if not self.family.guided(full.guidance):
+            return None
+        return full.negatives or ("",) * len(full.prompts)
+
+    def _encode_for(self, full: Request) -> Conditioning:
+        negatives = self._negatives(full)
+        if negatives is None and any(full.negatives or ()):
+            assert full.guidance is not None
+            warn_unused_negative(self.family, full.guidance)
+        return self.encode(full.prompts, negatives)
+
+    def _noise_and_start(self, full: Request) -> tuple[torch.Tensor, sampling.Start | None]:
+        """Noise per picture, and what image-to-image starts from, both on the device, in the model's scale."""
+        shape = self._latent_shape(full)
+        seeds = [full.seed + k for k in range(full.total)]
+        if full.image is not None:
+            assert full.width and full.height
+            # As diffusers draws it: first the posterior's sample, then the noise, from one generator.
+            sample, noise = sampling.noise_for(seeds, (2, *shape)).unbind(1)
+            raw = self.encode_image(full.image, full.width, full.height, sample)
+        elif full.latents is not None:
+            raw, noise = full.latents.float(), sampling.noise_for(seeds, shape)
+        else:
+            return sampling.noise_for(seeds, shape).to(self.device), None
         latents = self.family.to_model(self.components.vae, raw.to(self.device)).expand(len(seeds), -1, -1, -1)
         mask = None if full.mask is None else full.mask.to(self.device, torch.float32)
         return noise.to(self.device), sampling.Start(latents, mask)
 
     def _preview(self, latents: torch.Tensor) -> list[Image.Image]:
-        if self._projection is None:
-            self._projection = preview.fit(self.components.vae)
+        with self._lock:
+            if self._projection is None:
+                self._projection = preview.fit(self.components.vae)
         return preview.render(self.family.to_raw(self.components.vae, latents), self._projection)
 
     def _record(self, full: Request, index: int) -> Record:
-        assert full.width and full.height and full.steps and full.guidance is not None
+        assert full.width and full.height and full.steps and full.guidance is not None and full.strength is not None
         prompt = index // full.count
         start = None
         if full.image is not None:
-            start = StartRecord(getattr(full.image, "filename", None) or None, pixels_sha256(full.image))
+            file = getattr(full.image, "filename", None)  # PIL's, where the picture was opened from one
+            start = StartRecord(os.path.abspath(file) if file else None, pixels_sha256(full.image))
         return Record(
             model=self.model.name,
             family=self.family.name,
@@ -303,7 +343,7 @@ def pick_device(name: str | None) -> torch.device:
 
 def pick_dtype(name: str | None, device: torch.device) -> torch.dtype:
     if name is None:
-        bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if bfloat16 else torch.float32
     if name not in DTYPES:
         raise InvalidRequest(f"dtype {name!r} is unknown: use {', '.join(DTYPES)}")

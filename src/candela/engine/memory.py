@@ -1,10 +1,14 @@
-"""How much memory a run took."""
+"""How much memory a run took, and what it means to run out."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+
+from candela.errors import OutOfMemory
 
 
 def reset_peak(device: torch.device) -> None:
@@ -24,3 +28,28 @@ def peak_bytes(device: torch.device) -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux kibibytes
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits for the device, so that a clock read next is true."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@contextmanager
+def mapped(device: torch.device) -> Iterator[None]:
+    """Raises torch's several ways to run out of memory as `OutOfMemory`."""
+    try:
+        yield
+    except OutOfMemory:
+        raise  # told already, by a stage within a stage
+    except (MemoryError, RuntimeError) as error:
+        text = str(error)
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "can't allocate memory" not in text:
+            raise
+        detail = text[text.find("Tried to allocate") :] if "Tried to allocate" in text else text
+        raise OutOfMemory(
+            f"not enough memory on {device}: {detail.splitlines()[0][:200] if detail else 'an allocation failed'}. "
+            "Ask for a smaller size or fewer pictures at once, close what else uses the memory, "
+            "or take a smaller model"
+        ) from error

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 MAX_SEED = 2**64 - 1  # what torch.Generator and ComfyUI take
 MAX_SIDE = 16384
 MAX_IMAGES = 4096
+DEFAULT_STRENGTH = 0.6  # as in diffusers' image-to-image pipelines
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +40,7 @@ class Request:
         image: a picture to start from (image-to-image). It is resized only if a size is given.
         latents: the same as raw VAE latents, float [1 or pictures, C, height / 8, width / 8]; excludes `image`.
         strength: how much of the way from pure noise is walked anew: 1 ignores the start, 0.5 keeps its layout.
+            By default 0.6 with a start, 1 with a mask.
         mask: float [1 or pictures, 1, height / 8, width / 8] in 0..1, 1 = repaint; needs `image` or `latents`.
 
     Raises:
@@ -55,7 +57,7 @@ class Request:
     count: int = 1
     image: Image.Image | None = None
     latents: torch.Tensor | None = None
-    strength: float = 1.0
+    strength: float | None = None
     mask: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -104,6 +106,11 @@ class Request:
         """How many pictures this asks for."""
         return len(self.prompt) * self.count
 
+    @property
+    def started(self) -> bool:
+        """Is there something to start from?"""
+        return self.image is not None or self.latents is not None
+
     def alone(self, index: int) -> Request:
         """The request for picture `index` by itself: the same one, within rounding."""
         prompt = index // self.count
@@ -129,30 +136,33 @@ class Request:
             InvalidRequest: a size the family cannot make.
         """
         width, height = self.width, self.height
-        if self.image is not None and width is None and height is None:
-            width, height = self.image.size
+        if self.image is not None:
+            width, height = width or self.image.width, height or self.image.height
             multiple = family.size_multiple
-            if width % multiple or height % multiple:
-                near = [max(multiple, round(side / multiple) * multiple) for side in (width, height)]
+            if (self.width is None and width % multiple) or (self.height is None and height % multiple):
+                near = [max(multiple, round(side / multiple) * multiple) for side in self.image.size]
                 raise InvalidRequest(
-                    f"the start image is {width}x{height}; sides must be multiples of {multiple}. "
-                    f"Ask for width {near[0]} and height {near[1]} to have it resized"
+                    f"the start image is {self.image.width}x{self.image.height}; sides must be multiples of "
+                    f"{multiple}. Ask for width {near[0]} and height {near[1]} to have it resized"
                 )
         if self.latents is not None:
-            factor = 8
-            width = width or self.latents.shape[3] * factor
-            height = height or self.latents.shape[2] * factor
-            if (self.latents.shape[3] * factor, self.latents.shape[2] * factor) != (width, height):
+            own = tuple(side * family.latent_factor for side in (self.latents.shape[3], self.latents.shape[2]))
+            width, height = width or own[0], height or own[1]
+            if own != (width, height):
                 raise InvalidRequest(
                     f"latents of {self.latents.shape[3]}x{self.latents.shape[2]} make a picture of "
-                    f"{self.latents.shape[3] * factor}x{self.latents.shape[2] * factor}, not {width}x{height}"
+                    f"{own[0]}x{own[1]}, not {width}x{height}"
                 )
+        strength = self.strength
+        if strength is None:
+            strength = DEFAULT_STRENGTH if self.started and self.mask is None else 1.0
         full = dataclasses.replace(
             self,
             width=width or defaults.width,
             height=height or defaults.height,
             steps=self.steps or defaults.steps,
             guidance=self.guidance if self.guidance is not None else defaults.guidance,
+            strength=strength,
         )
         assert full.width and full.height
         family.check_size(full.width, full.height)
@@ -185,12 +195,11 @@ class Request:
     def _check_start(self) -> None:
         if self.image is not None and self.latents is not None:
             raise InvalidRequest("both image and latents are given to start from: give one of them")
-        started = self.image is not None or self.latents is not None
         if self.strength == 0.0:
             raise InvalidRequest("strength 0 leaves no step to run: use more than 0, up to 1")
-        if self.strength < 1.0 and not started:
+        if self.strength is not None and self.strength < 1.0 and not self.started:
             raise InvalidRequest(f"strength {self.strength:g} needs an image or latents to start from")
-        if self.mask is not None and not started:
+        if self.mask is not None and not self.started:
             raise InvalidRequest("a mask needs an image or latents to keep outside of it")
         for name, channels in (("latents", None), ("mask", 1)):
             value = getattr(self, name)
@@ -206,3 +215,7 @@ def _check_texts(name: str, texts: tuple[Any, ...]) -> None:
     for text in texts:
         if not isinstance(text, str):
             raise InvalidRequest(f"a {name} must be text, not {type(text).__name__}: {text!r}")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidRequest(f"a {name} holds a character that is no text: {text!r} ({error.reason})") from error

@@ -51,10 +51,10 @@ class Start:
 
 def noise_for(seeds: Sequence[int], shape: Sequence[int]) -> torch.Tensor:
     """Standard normal noise [len(seeds), *shape], float32 on the CPU, each picture from its own generator."""
-    return torch.cat([
-        torch.randn((1, *shape), generator=torch.Generator("cpu").manual_seed(seed), dtype=torch.float32)
-        for seed in seeds
-    ])  # fmt: skip
+    noise = torch.empty((len(seeds), *shape), dtype=torch.float32)  # at once: too much fails before any work
+    for picture, seed in zip(noise, seeds):
+        torch.randn(tuple(shape), generator=torch.Generator("cpu").manual_seed(seed), out=picture)
+    return noise
 
 
 def skipped_steps(steps: int, strength: float) -> int:
@@ -79,7 +79,6 @@ def denoise(
 
     Raises:
         Cancelled: `cancelled()` was true before a step.
-        GenerationError: NaN or infinite latents at the end.
     """
     timesteps = scheduler.timesteps[first:]
     scheduler.set_begin_index(first)
@@ -99,15 +98,22 @@ def denoise(
         if on_step is not None:
             denoised = before - timestep / 1000 * velocity
             on_step(Step(index + 1, len(timesteps), time.perf_counter() - began, denoised, preview))
-    check_finite(latents, "the latents", len(timesteps))
     return latents
 
 
-def check_finite(values: torch.Tensor, what: str, steps: int) -> None:
-    bad = int((~torch.isfinite(values)).sum())
-    if bad:
+def check_finite(values: torch.Tensor, what: str, dtype: torch.dtype) -> None:
+    """
+    Raises:
+        GenerationError: NaN or infinite values, with what to do for a model of `dtype`.
+    """
+    if bad := int((~torch.isfinite(values)).sum()):
+        cause = (
+            "float16 overflows in this model: load it with dtype bfloat16 or float32"
+            if dtype == torch.float16
+            else "the usual cause is an overflow in float16, but this model is not in float16, so its weights are "
+            "damaged: download them again"
+        )
         raise GenerationError(
-            f"{what} hold {bad} NaN or infinite values of {values.numel()} after {steps} steps in {values.dtype}: "
-            "there is no picture. The usual cause is an overflow in float16: load the model with dtype bfloat16 "
-            "or float32. If it is loaded so already, the weights are damaged"
+            f"{what} hold {bad} NaN or infinite values of {values.numel()} (model in "
+            f"{str(dtype).removeprefix('torch.')}), so there is no picture: {cause}"
         )

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 
 from candela.checkpoints import Components, Folder
-from candela.errors import CandelaWarning, InvalidRequest, MismatchedModel
+from candela.errors import CandelaWarning, DamagedFile, InvalidRequest, MismatchedModel
 
 # (latents float32 [B, C, h, w] on the model's device, in its scale; timestep, scalar) -> velocity, likewise
 Predictor = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -60,7 +60,8 @@ class Family(ABC):
     max_tokens: ClassVar[int]  # of a prompt, template included
     max_side: ClassVar[int]  # pixels; the reach of the model's position tables
     guidance_off: ClassVar[float]  # at or below this guidance there is no negative pass
-    size_multiple: ClassVar[int] = 16  # VAE factor 8 x patches of 2
+    latent_factor: ClassVar[int] = 8  # pixels a side per latent
+    size_multiple: ClassVar[int] = 16  # latent factor x patches of 2
 
     # --- before loading ---------------------------------------------------------------------
 
@@ -68,7 +69,18 @@ class Family(ABC):
     def variant_defaults(self, folder: Folder) -> Defaults: ...
 
     def defaults(self, folder: Folder) -> Defaults:
-        """The folder's own preferences (candela.json) over the variant's."""
+        """The folder's own preferences (candela.json) over the variant's.
+
+        Raises:
+            DamagedFile: a preference that is none, or not a number.
+        """
+        known = {field.name for field in dataclasses.fields(Defaults)}
+        for name, value in folder.defaults.items():
+            if name not in known or isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise DamagedFile(
+                    f"{folder.path / 'candela.json'}: the default {name}={value!r} is not a number for one of "
+                    f"{', '.join(sorted(known))}. Correct or remove it"
+                )
         return dataclasses.replace(self.variant_defaults(folder), **folder.defaults)
 
     def check_folder(self, folder: Folder) -> None:
@@ -189,9 +201,11 @@ class Family(ABC):
         return latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
 
 
-def pad_features(features: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features [tokens_i, width] of several prompts -> ([B, longest, width], mask [B, longest], 1 where real)."""
+def pad_features(features: Sequence[torch.Tensor], transformer: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features [tokens_i, width] of several prompts -> ([B, longest, width], mask [B, longest], 1 where real),
+    where the transformer is and in its precision."""
     padded = torch.nn.utils.rnn.pad_sequence(list(features), batch_first=True)
+    padded = padded.to(transformer.device, transformer.dtype)
     lengths = torch.tensor([len(f) for f in features], device=padded.device)
     mask = torch.arange(padded.shape[1], device=padded.device)[None] < lengths[:, None]
     return padded, mask.long()

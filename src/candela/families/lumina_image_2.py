@@ -46,17 +46,17 @@ class LuminaImage2(Family):
         self, components: Components, conditioning: Conditioning, guidance: float, shape: torch.Size
     ) -> Predictor:
         transformer = components.transformer
-        positive = pad_features(conditioning.positive)
+        positive = pad_features(conditioning.positive, transformer)
         negative = None
         if self.guided(guidance):
             assert conditioning.negative is not None
-            negative = pad_features(conditioning.negative)
+            negative = pad_features(conditioning.negative, transformer)
 
         def run(latents: torch.Tensor, t: torch.Tensor, text: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
             return transformer(
                 hidden_states=latents,
                 timestep=t,
-                encoder_hidden_states=text[0].to(transformer.dtype),
+                encoder_hidden_states=text[0],
                 encoder_attention_mask=text[1],
                 return_dict=False,
             )[0].float()

@@ -10,7 +10,6 @@ import torch
 from candela.checkpoints import Components, Folder
 from candela.families.base import Conditioning, Defaults, Family, Predictor, pad_features
 
-SCALING_WATERSHED = 1.0  # below this time positions are interpolated, above it the NTK base is; the pipeline's default
 ROTARY_SIDE = 384  # patches
 
 
@@ -43,13 +42,12 @@ class LuminaNext(Family):
         if guided:
             assert conditioning.negative is not None
             features += list(conditioning.negative)
-        text, mask = pad_features(features)
-        text = text.to(transformer.dtype)
-        # Proportional attention and rotary tables adapt to sizes other than the one trained on.
-        trained = transformer.config.sample_size * 8
-        scale = math.sqrt(shape[2] * shape[3] * 64 / trained**2)
+        text, mask = pad_features(features, transformer)
+        # Proportional attention and the rotary table adapt to sizes other than the one trained on.
+        trained = transformer.config.sample_size * self.latent_factor
+        scale = math.sqrt(shape[2] * shape[3] * self.latent_factor**2 / trained**2)
         attention = {"base_sequence_length": (trained // 16) ** 2}
-        interpolated, ntk = (rotary_table(transformer.head_dim, *factors) for factors in ((scale, 1.0), (1.0, scale)))
+        rotary = rotary_table(transformer.head_dim, scale)
 
         def predict(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
             t = (1 - timestep / 1000).expand(len(features))
@@ -59,7 +57,7 @@ class LuminaNext(Family):
                 timestep=t,
                 encoder_hidden_states=text,
                 encoder_mask=mask,
-                image_rotary_emb=interpolated if t[0] < SCALING_WATERSHED else ntk,
+                image_rotary_emb=rotary,
                 cross_attention_kwargs=dict(attention),
                 return_dict=False,
             )[0].float()
@@ -74,9 +72,11 @@ class LuminaNext(Family):
         return predict
 
 
-def rotary_table(head_dim: int, linear_factor: float, ntk_factor: float) -> torch.Tensor:
+def rotary_table(head_dim: int, linear_factor: float) -> torch.Tensor:
+    """Positions are interpolated for larger pictures. (The pipeline can switch to another base late in a run,
+    beyond `scaling_watershed`, but by default that is never reached.)"""
     from diffusers.models.embeddings import get_2d_rotary_pos_embed_lumina
 
     return get_2d_rotary_pos_embed_lumina(
-        head_dim, ROTARY_SIDE, ROTARY_SIDE, linear_factor=linear_factor, ntk_factor=ntk_factor
+        head_dim, ROTARY_SIDE, ROTARY_SIDE, linear_factor=linear_factor, ntk_factor=1.0
     )

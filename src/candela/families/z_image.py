@@ -43,11 +43,12 @@ class ZImage(Family):
         self, components: Components, conditioning: Conditioning, guidance: float, shape: torch.Size
     ) -> Predictor:
         transformer, number = components.transformer, shape[0]
-        features = [f.to(transformer.dtype) for f in conditioning.positive]
+        texts = list(conditioning.positive)
         guided = self.guided(guidance)
         if guided:
             assert conditioning.negative is not None
-            features += [f.to(transformer.dtype) for f in conditioning.negative]
+            texts += conditioning.negative
+        features = [f.to(transformer.device, transformer.dtype) for f in texts]
 
         def predict(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
             # The transformer counts time from noise (0) to picture (1) and points the other way.

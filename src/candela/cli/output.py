@@ -1,0 +1,27 @@
+"""What goes to the terminal: answers on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from candela.errors import CandelaError, GenerationError, OutOfMemory
+
+
+def say(message: str) -> None:
+    print(f"candela: {message}", file=sys.stderr)
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """One object on one line, in ASCII: it passes through any console and any pipe."""
+    print(json.dumps(value), flush=True)
+
+
+def error_report(error: CandelaError) -> dict[str, str]:
+    return {"type": type(error).__name__, "message": str(error)}
+
+
+def exit_code(error: CandelaError) -> int:
+    """1: the input was good and the work failed. 2: bad input."""
+    return 1 if isinstance(error, (GenerationError, OutOfMemory)) else 2
