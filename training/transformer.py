@@ -88,6 +88,20 @@ def optimizers(transformer: ZImageTransformer2DModel, text_encoder: Qwen3Model) 
     ]
 
 
+def emphasis(latents: torch.Tensor) -> torch.Tensor:
+    """Weights [B, 1, h, w] of mean 1 per picture: patches that hold a piece of the shape weigh more, those of a
+    small shape most (3 to 8 times the background's).
+
+    A small shape covers 4 of 64 patches. Unweighted, what the model learns of it drowns in the background."""
+    patches = torch.nn.functional.pixel_unshuffle(latents, twin.PATCH)
+    background = patches.flatten(2).median(-1).values[..., None, None]
+    shape = ((patches - background).square().mean(1, keepdim=True) > 0.3).float()
+    share = shape.mean((1, 2, 3), keepdim=True)
+    weights = 1 + shape * ((0.75 / share.clamp(min=1e-3)).clamp(3, 8) - 1)
+    weights = weights / weights.mean((1, 2, 3), keepdim=True)
+    return weights.repeat_interleave(twin.PATCH, 2).repeat_interleave(twin.PATCH, 3)
+
+
 class State:
     """Models, averages and optimizers as one file, so that a run can be cut off and go on exactly."""
 
@@ -158,7 +172,8 @@ def train(
         with torch.autocast("cpu", torch.bfloat16):
             features = text_encoder(ids, output_hidden_states=True).hidden_states[-2]
             out = twin.forward(transformer, (1 - s) * latents + s * noise, 1 - sigma, features, padding, block)
-        loss = (out - (latents - noise)).square().mean()
+        error = (out - (latents - noise)).square()
+        loss = (emphasis(latents) * error).mean()
         for opt in opts:
             opt.zero_grad()
         loss.backward()
@@ -170,7 +185,8 @@ def train(
         with torch.no_grad():
             decay = min(EMA, (step + 1) / (step + 10))
             torch._foreach_lerp_([a for a, _ in pairs], [p for _, p in pairs], 1 - decay)
-        running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()
+        plain = error.mean().item()
+        running = plain if running is None else 0.98 * running + 0.02 * plain
         if step % 50 == 0 or step == steps - 1:
             log(f"transformer {step}/{steps} loss {running:.4f} {time.time() - started:.0f} s")
         if (step + 1) % every == 0 or step == steps - 1:
