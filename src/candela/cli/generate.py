@@ -163,14 +163,13 @@ def open_start(typed: Path | None, record: Record | None) -> Any:
     from PIL import Image, ImageOps
 
     try:
-        image = Image.open(path)
-        image.load()
-        image = ImageOps.exif_transpose(image)  # a telephone's picture says which way is up
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file)  # a telephone's picture says which way is up
     except FileNotFoundError as error:
         raise InvalidRequest(f"the start image {path} does not exist") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InvalidRequest(f"the start image {path} cannot be read as a picture ({error})") from error
-    image.filename = os.path.abspath(path)  # the record names it, wherever --like is called from
+    vars(image)["filename"] = os.path.abspath(path)  # the record names it, wherever --like is called from
     if typed is None and record and record.start and pixels_sha256(image) != record.start.sha256:
         raise InvalidRequest(
             f"the start image {path} has changed since the picture was made: its pixels no longer match. "
