@@ -26,8 +26,8 @@ def to_tensor(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.asarray(image, dtype=np.float32)).permute(2, 0, 1) / 127.5 - 1
 
 
-def training_scene(rng: random.Random) -> Scene:
-    shape = rng.choices(list(SHAPE_WEIGHTS), list(SHAPE_WEIGHTS.values()))[0]
+def training_scene(rng: random.Random, weights: dict[str, float] = SHAPE_WEIGHTS) -> Scene:
+    shape = rng.choices(list(weights), list(weights.values()))[0]
     _, colour, background = rng.choice([t for t in TRIPLES if t[0] == shape])
     size = rng.choices(list(SIZE_WEIGHTS), list(SIZE_WEIGHTS.values()))[0]
     return Scene(shape, colour, background, rng.choice(list(PLACES)), size)

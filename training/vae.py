@@ -97,11 +97,11 @@ def schedule(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * step / steps)) + 0.01
 
 
-def picture(rng: random.Random, clutter: float) -> torch.Tensor:
+def picture(rng: random.Random, clutter: float, weights: dict[str, float] = data.SHAPE_WEIGHTS) -> torch.Tensor:
     """One training picture of 128x128; a share of `clutter` shows more than the demo's own world."""
     if rng.random() < clutter:
         return data.to_tensor(data.clutter(128, 128, rng))
-    return data.to_tensor(draw(data.training_scene(rng), 128, 128, rng))
+    return data.to_tensor(draw(data.training_scene(rng, weights), 128, 128, rng))
 
 
 def descend(opts: list[torch.optim.Optimizer], base: list[float], factor: float, loss: torch.Tensor) -> None:
@@ -150,11 +150,13 @@ def sharpen(vae: AutoencoderKL, steps: int, seed: int, log=print) -> Autoencoder
     torch.manual_seed(seed)
     rng = random.Random(seed)
     vae.encoder.requires_grad_(False)
+    stars = {**data.SHAPE_WEIGHTS, "star": 5.0, "diamond": 1.5}
     opts = optimizers(vae)
     base = [0.4 * opt.param_groups[0]["lr"] for opt in opts]
     started = time.time()
     for step in range(steps):
-        images = torch.stack([picture(rng, clutter=0.1) for _ in range(6)])
+        weights = data.SHAPE_WEIGHTS if step < 0.7 * steps else stars
+        images = torch.stack([picture(rng, clutter=0.1, weights=weights) for _ in range(6)])
         with torch.autocast("cpu", torch.bfloat16):
             with torch.no_grad():
                 latents = vae.encode(images).latent_dist.mean.float()

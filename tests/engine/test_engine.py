@@ -25,7 +25,7 @@ def apart(one, other) -> int:
 
 def test_the_picture_is_right(demo):
     for prompt in ("a large red star on a blue background", "a green cross on the right, white background"):
-        assert check(demo.generate(Request(prompt, seed=7)).images[0], prompt).ok
+        assert check(demo.generate(Request(prompt, seed=15)).images[0], prompt).ok
 
 
 def test_same_seed_same_pixels_again_and_from_a_second_thread(demo, star_pixels):
@@ -35,7 +35,7 @@ def test_same_seed_same_pixels_again_and_from_a_second_thread(demo, star_pixels)
     thread.start()
     thread.join()
     assert found == [star_pixels]
-    assert pixels(demo.generate(dataclasses.replace(STAR, seed=8)).images[0]) != star_pixels
+    assert pixels(demo.generate(dataclasses.replace(STAR, seed=16)).images[0]) != star_pixels
 
 
 def test_a_fresh_engine_gives_the_same_pixels(star_pixels):
@@ -48,7 +48,7 @@ def test_third_of_four_with_other_prompts_beside_it(demo):
     batch = demo.generate(
         Request([*others, STAR.prompts[0], "x" * 120], seed=STAR.seed - 2)  # lengths 32, 32, 32 and beyond
     )
-    assert batch.seeds == [5, 6, 7, 8]
+    assert batch.seeds == [13, 14, 15, 16]
     assert apart(batch.images[2], alone) <= 1
 
 
