@@ -11,7 +11,7 @@ demo: $(READY)
 	  "a large red star on a blue background" \
 	  "a small yellow circle in the top left corner on a purple background" \
 	  "a green cross on the right, white background" \
-	  --seed 15 --out outputs
+	  --seed 2 --out outputs
 	@echo "The pictures are in $(CURDIR)/outputs"
 
 test: $(READY)
