@@ -209,8 +209,15 @@ def test_a_model_that_makes_nan_exits_with_1_and_writes_nothing(tmp_path, demo_c
     assert files(tmp_path / "o") == []
 
 
+def test_exit_codes_tell_bad_input_from_work_that_failed():
+    from candela import GenerationError, InvalidRequest, ModelNotFound, OutOfMemory
+    from candela.cli.output import exit_code
+
+    assert [exit_code(error("x")) for error in (GenerationError, OutOfMemory)] == [1, 1]
+    assert [exit_code(error("x")) for error in (InvalidRequest, ModelNotFound)] == [2, 2]
+
+
 def test_a_failure_on_the_way_keeps_and_reports_what_is_done(tmp_path):
-    (tmp_path / "start.png").write_bytes(b"")
     code = (
         "import candela.cli.generate as g\nfrom candela.errors import OutputError\nfrom candela.cli.main import app\n"
         "save = g.save_png\n"

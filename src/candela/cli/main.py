@@ -1,20 +1,21 @@
 """`candela`: the commands and their options. What they do is in the modules beside this one.
 
-Exit codes: 0 done; 1 the model failed to make a picture; 2 bad input, nothing was written;
-130 stopped with Ctrl-C, finished pictures were kept.
+Exit codes: 0 done; 1 failed on the way (no memory, no picture from the model, disk full), finished
+pictures were kept; 2 bad input, nothing was written; 130 stopped with Ctrl-C, finished pictures were kept.
 """
 
 from __future__ import annotations
 
-import json
+import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from candela.errors import CandelaError, GenerationError
+from candela.cli.output import error_report, exit_code, print_json, say
+from candela.errors import CandelaError
 
 app = typer.Typer(
     name="candela",
@@ -117,18 +118,17 @@ def _options(
 
 def _guarded(run: Callable[[], int], as_json: bool = False) -> None:
     """Turns the error tree into messages and exit codes. Anything outside it is a defect, and shows its traceback."""
+    for stream in (sys.stdout, sys.stderr):  # a path that the console cannot show is no reason to stop
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = run()
     except CandelaError as error:
-        code = 1 if isinstance(error, GenerationError) else 2
+        code = exit_code(error)
         if as_json:
-            print_json({"error": {"type": type(error).__name__, "message": str(error)}})
-        print(f"candela: {error}", file=sys.stderr)
+            print_json({"error": error_report(error)})
+        say(str(error))
     except KeyboardInterrupt:
         code = 130
-        print("candela: stopped", file=sys.stderr)
+        say("stopped")
     raise typer.Exit(code)
-
-
-def print_json(value: dict[str, Any]) -> None:
-    print(json.dumps(value, ensure_ascii=False), flush=True)

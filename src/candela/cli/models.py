@@ -41,5 +41,5 @@ def run() -> int:
     if absent:
         console.print("\n[bold]known, not here[/] (download with the command shown):")
         for entry in absent:
-            console.print(f"  {entry.name:16} hf download {entry.repository}", highlight=False)
+            console.print(f"  {entry.name:16} hf download {entry.repository}  ({entry.summary})", highlight=False)
     return 0
