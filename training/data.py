@@ -17,7 +17,7 @@ BUCKETS = {
     (160, 128): 0.05, (128, 160): 0.05, (192, 192): 0.04, (144, 96): 0.025, (96, 144): 0.025,
 }  # fmt: skip
 # Stars and small shapes are the hard cases: seen more often than their share.
-SHAPE_WEIGHTS = {"circle": 0.7, "square": 0.7, "triangle": 1.2, "diamond": 1.0, "star": 1.8, "cross": 1.2}
+SHAPE_WEIGHTS = {"circle": 0.7, "square": 0.7, "triangle": 1.2, "diamond": 1.0, "star": 3.0, "cross": 1.2}
 SIZE_WEIGHTS = {"small": 1.5, "medium": 1.0, "large": 0.8}
 
 

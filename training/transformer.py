@@ -20,6 +20,8 @@ from transformers import PreTrainedTokenizerFast, Qwen3Model
 from candela.demo.world import Scene, draw
 
 from . import data, text, twin
+from .muon import Muon
+from .precision import autocast
 
 SHIFT = 3.0
 TOKENS_PER_BATCH = 6144
@@ -48,7 +50,7 @@ def encode_pictures(vae: AutoencoderKL, numbers: dict[tuple[int, int], int], see
         latents = []
         for first in range(0, number, 64):
             pictures = [data.to_tensor(draw(s, width, height, rng)) for s in scenes[first : first + 64]]
-            with torch.autocast("cpu", torch.bfloat16):
+            with autocast():
                 latents.append(vae.encode(torch.stack(pictures)).latent_dist.mean.float())
         sets[width, height] = Encoded(torch.cat(latents), scenes)
         log(f"encoded {number} pictures of {width}x{height} {time.time() - started:.0f} s")
@@ -83,7 +85,7 @@ def optimizers(transformer: ZImageTransformer2DModel, text_encoder: Qwen3Model) 
         inner = "layers." in name or "refiner." in name
         (matrices if inner and parameter.ndim == 2 else others).append(parameter)
     return [
-        torch.optim.Muon(matrices, lr=0.02, weight_decay=0.01),
+        Muon(matrices, lr=0.02, weight_decay=0.01),
         torch.optim.AdamW(others, lr=1.5e-3, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 
@@ -169,7 +171,7 @@ def train(
         sigma = SHIFT * u / (1 + (SHIFT - 1) * u)
         noise = torch.randn_like(latents)
         s = sigma[:, None, None, None]
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             features = text_encoder(ids, output_hidden_states=True).hidden_states[-2]
             out = twin.forward(transformer, (1 - s) * latents + s * noise, 1 - sigma, features, padding, block)
         error = (out - (latents - noise)).square()

@@ -13,6 +13,8 @@ from diffusers import AutoencoderKL
 from candela.demo.world import draw
 
 from . import data
+from .muon import Muon
+from .precision import autocast
 
 CONFIG = {
     "in_channels": 3,
@@ -47,32 +49,15 @@ def near_identity(vae: AutoencoderKL) -> None:
 
 
 def optimizers(vae: AutoencoderKL) -> list[torch.optim.Optimizer]:
-    """Muon sees a convolution as the matrix [out, in * 9]; biases, norms and the outermost layers get AdamW."""
+    """Muon for convolutions; biases, norms and the outermost layers get AdamW."""
     outer = {"encoder.conv_in.weight", "decoder.conv_out.weight", "encoder.conv_out.weight"}
     trained = {n: p for n, p in vae.named_parameters() if p.requires_grad}
     matrices = {n: p for n, p in trained.items() if p.ndim == 4 and n not in outer}
     others = [p for n, p in trained.items() if n not in matrices]
     return [
-        ConvMuon(list(matrices.values()), lr=0.01),
+        Muon(list(matrices.values()), lr=0.01),
         torch.optim.AdamW(others, lr=2e-3, betas=(0.9, 0.98), weight_decay=0),
     ]
-
-
-class ConvMuon(torch.optim.Optimizer):
-    """torch's Muon takes matrices only; this hands it flattened views of convolution weights."""
-
-    def __init__(self, params: list[torch.nn.Parameter], lr: float):
-        super().__init__(params, {"lr": lr})
-        self.pairs = [(p, torch.nn.Parameter(p.detach().flatten(1))) for p in params]  # views: same storage
-        self.inner = torch.optim.Muon([view for _, view in self.pairs], lr=lr, weight_decay=0.0)
-
-    @torch.no_grad()
-    def step(self, closure=None):
-        for parameter, view in self.pairs:
-            assert parameter.grad is not None
-            view.grad = parameter.grad.flatten(1)
-        self.inner.param_groups[0]["lr"] = self.param_groups[0]["lr"]
-        self.inner.step()
 
 
 def edges(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -135,7 +120,7 @@ def train(steps: int, seed: int, log=print) -> AutoencoderKL:
                 i, j = rng.randrange(65), rng.randrange(65)
                 x = x[:, i : i + 64, j : j + 64]
             pictures.append(x)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             loss, l1 = loss_of(vae, torch.stack(pictures), noise_level=0.15 if step > 0.2 * steps else 0.0)
         descend(opts, base, schedule(step, steps), loss)
         if step % 50 == 0 or step == steps - 1:
@@ -157,7 +142,7 @@ def sharpen(vae: AutoencoderKL, steps: int, seed: int, log=print) -> Autoencoder
     for step in range(steps):
         weights = data.SHAPE_WEIGHTS if step < 0.7 * steps else stars
         images = torch.stack([picture(rng, clutter=0.1, weights=weights) for _ in range(6)])
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             with torch.no_grad():
                 latents = vae.encode(images).latent_dist.mean.float()
             noise = torch.randn_like(latents) * latents.std() * 0.15 * torch.rand(len(latents), 1, 1, 1)
