@@ -32,7 +32,7 @@ class Muon(torch.optim.Optimizer):
                     rows = parameter.shape[0]
                     alike[rows, parameter.numel() // rows].append(parameter)
             for (rows, columns), parameters in alike.items():
-                grads = torch.stack([p.grad.flatten(1) for p in parameters])
+                grads = torch.stack([p.grad.flatten(1) for p in parameters if p.grad is not None])
                 averages = torch.stack([self._average(p).flatten(1) for p in parameters])
                 averages.lerp_(grads, 1 - group["momentum"])
                 updates = orthogonalise(grads.lerp_(averages, group["momentum"]))  # Nesterov
