@@ -7,14 +7,16 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from candela.checkpoints import Components, Folder, Model, find, load_components, read_folder
 from candela.engine import memory, preview, sampling
 from candela.engine.request import Request
+from candela.engine.residency import Residency, Resident
 from candela.engine.result import Result, Seconds
 from candela.engine.sampling import OnStep
 from candela.errors import Cancelled, InvalidRequest
@@ -36,7 +38,14 @@ class Engine:
     """
 
     def __init__(
-        self, model: Model, folder: Folder, family: Family, components: Components, device: torch.device, load: float
+        self,
+        model: Model,
+        folder: Folder,
+        family: Family,
+        components: Components,
+        device: torch.device,
+        load: float,
+        residency: Residency | None = None,
     ):
         self.model = model
         self.family = family
@@ -45,17 +54,25 @@ class Engine:
         self.device = device
         self.dtype: torch.dtype = components.transformer.dtype
         self.load_seconds = load
+        self.residency = residency or Resident()
         self._lock = threading.RLock()
         self._projection: torch.Tensor | None = None
 
     @classmethod
     def load(
-        cls, model: str | os.PathLike[str] = "demo", *, device: str | None = None, dtype: str | None = None
+        cls,
+        model: str | os.PathLike[str] = "demo",
+        *,
+        device: str | None = None,
+        dtype: str | None = None,
+        residency: Callable[[Components], Residency] | None = None,
     ) -> Engine:
         """Loads a model by catalogue name, diffusers folder, or the id of a hub repository already on disk.
 
         `device` is a torch device, by default the first GPU, else the CPU. `dtype` is float32, bfloat16 or
         float16; by default bfloat16 where the GPU has it, float32 elsewhere. Nothing is downloaded.
+        With `residency`, the weights are loaded into main memory, and what it makes of them brings each
+        component to the device when a stage needs it.
 
         Raises:
             ModelNotFound, MismatchedModel, DamagedFile: the files cannot be used; found before weights are read
@@ -69,8 +86,10 @@ class Engine:
         folder = read_folder(found.folder)
         family = family_of(folder)
         with memory.mapped(target):
-            components = load_components(folder, device=target, dtype=precision)
-        return cls(found, folder, family, components, target, time.perf_counter() - began)
+            place = torch.device("cpu") if residency else target
+            components = load_components(folder, device=place, dtype=precision)
+        manager = residency(components) if residency else None
+        return cls(found, folder, family, components, target, time.perf_counter() - began, manager)
 
     def generate(
         self, request: Request, *, on_step: OnStep | None = None, cancelled: Callable[[], bool] | None = None
@@ -111,7 +130,7 @@ class Engine:
             encode, denoise, decode = (b - a for a, b in itertools.pairwise(marks))
             return Result(
                 images=images,
-                seeds=[full.seed + k for k in range(full.total)],
+                seeds=list(full.seeds),
                 seconds=Seconds(self.load_seconds, encode, denoise, decode, marks[-1] - marks[0]),
                 peak_bytes=memory.peak_bytes(self.device),
                 request=full,
@@ -143,6 +162,7 @@ class Engine:
         checked = Request(prompts, negative_prompts)
         prompts, negative_prompts = checked.prompts, checked.negatives
         with self._lock, memory.mapped(self.device):
+            self.residency.need("text_encoder")
             return self.family.encode(self.components, prompts, negative_prompts)
 
     def encode_image(
@@ -158,10 +178,20 @@ class Engine:
         image = image.convert("RGB")
         if image.size != (width, height):
             image = image.resize((width, height), Images.Resampling.LANCZOS)
-        pixels = VaeImageProcessor().preprocess(image)
+        return self.encode_pixels(VaeImageProcessor().preprocess(image), noise)
+
+    def encode_pixels(
+        self, pixels: torch.Tensor, noise: torch.Tensor | None = None, *, tiled: bool = False
+    ) -> torch.Tensor:
+        """Pixels float [B, 3, H, W] in -1..1, sides multiples of 8, to raw VAE latents float32 [B, C, H/8, W/8].
+
+        `noise` as in `encode_image`; `tiled` takes the picture in overlapping pieces, with less memory.
+        """
         vae = self.components.vae
         with self._lock, torch.no_grad(), memory.mapped(self.device):
-            posterior = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
+            self.residency.need("vae", pixels[0, 0].numel())
+            with _tiling(vae, tiled):
+                posterior = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
             raw = posterior.mean.float()
             return raw if noise is None else raw + posterior.std.float() * noise.to(raw.device)
 
@@ -202,6 +232,7 @@ class Engine:
                     "encode them with the same model"
                 )
             noise, start = self._noise_and_start(full)
+            self.residency.need("transformer", noise[:, 0].numel() * family.latent_factor**2)
             scheduler = copy.deepcopy(self.components.scheduler)
             family.set_timesteps(scheduler, full.steps, noise)
             latents = sampling.denoise(
@@ -226,28 +257,47 @@ class Engine:
         """
         from diffusers.image_processor import VaeImageProcessor
 
-        vae = self.components.vae
-        channels = vae.config.latent_channels
-        if latents.ndim != 4 or latents.shape[1] != channels:
-            raise InvalidRequest(
-                f"latents of shape {list(latents.shape)} do not belong to {self.model.name}: "
-                f"its VAE takes [pictures, {channels}, height / 8, width / 8]"
-            )
         images: list[Image.Image] = []
-        with self._lock, torch.no_grad(), memory.mapped(self.device):
-            for single in latents.to(vae.device, vae.dtype).split(1):
-                pixels = vae.decode(single, return_dict=False)[0].float()
-                sampling.check_finite(pixels, "the decoded pixels", vae.dtype)
-                images += VaeImageProcessor().postprocess(pixels, output_type="pil")
+        for single in latents.split(1):
+            images += VaeImageProcessor().postprocess(self.decode_pixels(single), output_type="pil")
         return images
 
+    def decode_pixels(self, latents: torch.Tensor, *, tiled: bool = False) -> torch.Tensor:
+        """Raw VAE latents [B, C, h, w] to pixels float32 [B, 3, 8h, 8w], about -1..1, one picture at a time.
+
+        `tiled` decodes in overlapping pieces, with less memory and faint differences.
+
+        Raises:
+            InvalidRequest, GenerationError: as `decode`.
+        """
+        vae = self.components.vae
+        if latents.ndim != 4 or latents.shape[1] != self.latent_channels:
+            raise InvalidRequest(
+                f"latents of shape {list(latents.shape)} do not belong to {self.model.name}: "
+                f"its VAE takes [pictures, {self.latent_channels}, height / 8, width / 8]"
+            )
+        pictures = []
+        with self._lock, torch.no_grad(), memory.mapped(self.device):
+            self.residency.need("vae", latents[0, 0].numel() * self.family.latent_factor**2)
+            for single in latents.to(vae.device, vae.dtype).split(1):
+                with _tiling(vae, tiled):
+                    pixels = vae.decode(single, return_dict=False)[0].float()
+                sampling.check_finite(pixels, "the decoded pixels", vae.dtype)
+                pictures.append(pixels)
+        return torch.cat(pictures)
+
     # --- parts ------------------------------------------------------------------------------
+
+    @property
+    def latent_channels(self) -> int:
+        """Of the VAE, and so of every LATENT of this model."""
+        return self.components.vae.config.latent_channels
 
     def _latent_shape(self, full: Request) -> tuple[int, int, int]:
         """Channels, height and width of one picture's latents."""
         assert full.width and full.height
         factor = self.family.latent_factor
-        return self.components.vae.config.latent_channels, full.height // factor, full.width // factor
+        return self.latent_channels, full.height // factor, full.width // factor
 
     def _resolved(self, request: Request) -> Request:
         """With every default filled in, and every tensor's shape held against this model."""
@@ -282,7 +332,7 @@ class Engine:
     def _noise_and_start(self, full: Request) -> tuple[torch.Tensor, sampling.Start | None]:
         """Noise per picture, and what image-to-image starts from, both on the device, in the model's scale."""
         shape = self._latent_shape(full)
-        seeds = [full.seed + k for k in range(full.total)]
+        seeds = full.seeds
         if full.image is not None:
             assert full.width and full.height
             # As diffusers draws it: first the posterior's sample, then the noise, from one generator.
@@ -319,7 +369,7 @@ class Engine:
             steps=full.steps,
             guidance=full.guidance,
             cfg=self.family.cfg(full.guidance),
-            seed=full.seed + index,
+            seed=full.seeds[index],
             strength=full.strength,
             dtype=str(self.dtype).removeprefix("torch."),
             device=self.device.type,
@@ -348,3 +398,15 @@ def pick_dtype(name: str | None, device: torch.device) -> torch.dtype:
     if name not in DTYPES:
         raise InvalidRequest(f"dtype {name!r} is unknown: use {', '.join(DTYPES)}")
     return DTYPES[name]
+
+
+@contextmanager
+def _tiling(vae: Any, tiled: bool) -> Iterator[None]:
+    """Switches diffusers' own tiling on for a while."""
+    if tiled:
+        vae.enable_tiling()
+    try:
+        yield
+    finally:
+        if tiled:
+            vae.disable_tiling()

@@ -27,7 +27,7 @@ DEFAULT_STRENGTH = 0.6  # as in diffusers' image-to-image pipelines
 class Request:
     """One or several pictures. What is None takes the model's default.
 
-    Picture k shows prompt k // count and is drawn from seed + k.
+    Picture k shows prompt k // count and is drawn from seed + k, or from its own seed where each is given.
 
     Attributes:
         prompt: one text, or a sequence of them.
@@ -35,7 +35,7 @@ class Request:
         width, height: pixels, multiples of 16. With `image`, its own size unless given.
         steps: model evaluations, at least 1.
         guidance: in the family's own convention; 0 is off for Z-Image, 1 for Lumina.
-        seed: 0 to 2**64 - 1.
+        seed: 0 to 2**64 - 1: the first picture's, or a sequence of one for each picture.
         count: pictures per prompt.
         image: a picture to start from (image-to-image). It is resized only if a size is given.
         latents: the same as raw VAE latents, float [1 or pictures, C, height / 8, width / 8]; excludes `image`.
@@ -53,7 +53,7 @@ class Request:
     height: int | None = None
     steps: int | None = None
     guidance: float | None = None
-    seed: int = 0
+    seed: int | Sequence[int] = 0
     count: int = 1
     image: Image.Image | None = None
     latents: torch.Tensor | None = None
@@ -81,12 +81,7 @@ class Request:
         if self.steps is not None:
             self._integer("steps", 1, 1000, "a model distilled to few steps needs 4 to 8, others 20 to 50")
         self._integer("count", 1, MAX_IMAGES, "pictures per prompt")
-        self._integer("seed", 0, MAX_SEED, "2**64 - 1 is the last")
-        if self.seed + self.total - 1 > MAX_SEED:
-            raise InvalidRequest(
-                f"seed {self.seed} is out of range for {self.total} pictures: picture k takes seed + k, "
-                f"so the highest is {MAX_SEED - self.total + 1}"
-            )
+        self._check_seed()
         self._number("guidance", 0.0, 100.0)
         self._number("strength", 0.0, 1.0)
         self._check_start()
@@ -107,6 +102,13 @@ class Request:
         return len(self.prompt) * self.count
 
     @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seed of each picture."""
+        if isinstance(self.seed, int):
+            return tuple(self.seed + k for k in range(self.total))
+        return tuple(self.seed)
+
+    @property
     def started(self) -> bool:
         """Is there something to start from?"""
         return self.image is not None or self.latents is not None
@@ -123,7 +125,7 @@ class Request:
             self,
             prompt=self.prompts[prompt],
             negative_prompt=negative,
-            seed=self.seed + index,
+            seed=self.seeds[index],
             count=1,
             latents=own(self.latents),
             mask=own(self.mask),
@@ -169,16 +171,26 @@ class Request:
         return full
 
     def _integer(self, name: str, low: int, high: int, remark: str) -> None:
-        value = getattr(self, name)
-        try:
-            number = operator.index(value) if not isinstance(value, bool) else None
-        except TypeError:
-            number = None
-        if number is None:
-            raise InvalidRequest(f"{name} must be a whole number, not {value!r}")
-        if not low <= number <= high:
-            raise InvalidRequest(f"{name} {number} is out of range: {low} to {high} ({remark})")
-        object.__setattr__(self, name, number)
+        object.__setattr__(self, name, _whole(name, getattr(self, name), low, high, remark))
+
+    def _check_seed(self) -> None:
+        def checked(value: Any) -> int:
+            return _whole("seed", value, 0, MAX_SEED, "2**64 - 1 is the last")
+
+        if isinstance(self.seed, Sequence) and not isinstance(self.seed, str):
+            object.__setattr__(self, "seed", tuple(map(checked, self.seed)))
+            if len(self.seeds) != self.total:
+                raise InvalidRequest(
+                    f"{len(self.seeds)} seeds for {self.total} pictures: give the first one's seed, or one for each"
+                )
+        else:
+            first = checked(self.seed)
+            object.__setattr__(self, "seed", first)
+            if first + self.total - 1 > MAX_SEED:
+                raise InvalidRequest(
+                    f"seed {first} is out of range for {self.total} pictures: picture k takes seed + k, "
+                    f"so the highest is {MAX_SEED - self.total + 1}"
+                )
 
     def _number(self, name: str, low: float, high: float) -> None:
         value: Any = getattr(self, name)
@@ -209,6 +221,18 @@ class Request:
             if len(shape) != 4 or shape[0] not in (1, self.total) or (channels and shape[1] != channels):
                 wanted = f"[1 or {self.total}, {channels or 'C'}, height / 8, width / 8]"
                 raise InvalidRequest(f"{name} must have the shape {wanted}, not {list(shape)}")
+
+
+def _whole(name: str, value: Any, low: int, high: int, remark: str) -> int:
+    try:
+        number = operator.index(value) if not isinstance(value, bool) else None
+    except TypeError:
+        number = None
+    if number is None:
+        raise InvalidRequest(f"{name} must be a whole number, not {value!r}")
+    if not low <= number <= high:
+        raise InvalidRequest(f"{name} {number} is out of range: {low} to {high} ({remark})")
+    return number
 
 
 def _check_texts(name: str, texts: tuple[Any, ...]) -> None:
