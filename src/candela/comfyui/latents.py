@@ -1,0 +1,75 @@
+"""ComfyUI's LATENT, in and out: raw VAE space, float32 on the CPU, with keys that belong to others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from candela.errors import InvalidRequest
+
+EMPTY_CHANNELS = (4, 16)  # ComfyUI's empty-latent nodes make these
+FACTOR = 8  # pixels a side per latent
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a LATENT asks for: its size in pixels, number of pictures, and whether it is a picture to start from.
+
+    `latents` and `mask` are None for an empty latent; `offsets` are added to the seed, one per picture."""
+
+    width: int
+    height: int
+    number: int
+    latents: torch.Tensor | None
+    mask: torch.Tensor | None
+    offsets: tuple[int, ...]
+
+
+def read(latent: dict[str, Any], channels: int) -> Given:
+    """`channels` is the model's own number.
+
+    Raises:
+        InvalidRequest: samples of another shape or number of channels, in numbers.
+    """
+    samples = latent["samples"]
+    if samples.ndim == 5 and samples.shape[2] == 1:
+        samples = samples.squeeze(2)  # video latents of one frame
+    if samples.ndim != 4:
+        raise InvalidRequest(
+            f"the LATENT has the shape {list(samples.shape)}; a batch of pictures is [pictures, {channels}, "
+            "height / 8, width / 8]"
+        )
+    number, found, rows, columns = samples.shape
+    empty = not samples.any()
+    if found != channels and not (empty and found in EMPTY_CHANNELS):
+        raise InvalidRequest(
+            f"the LATENT has {found} channels; this model's VAE has {channels}. Encode the picture with the VAE that "
+            "Load model gives, or connect an empty latent of 4 or 16 channels"
+        )
+    offsets = latent.get("batch_index") or range(number)
+    if len(offsets) != number:
+        raise InvalidRequest(f"the LATENT holds {number} pictures, but batch_index names {len(offsets)}")
+    mask = latent.get("noise_mask")
+    return Given(
+        width=columns * FACTOR,
+        height=rows * FACTOR,
+        number=number,
+        latents=None if empty else samples.float(),
+        mask=None if empty or mask is None else _at_latent_size(mask, rows, columns, number),
+        offsets=tuple(int(k) for k in offsets),
+    )
+
+
+def write(latent: dict[str, Any] | None, samples: torch.Tensor) -> dict[str, Any]:
+    """`latent` with `samples` in place of its own, everything else kept."""
+    return {**(latent or {}), "samples": samples.cpu()}
+
+
+def _at_latent_size(mask: torch.Tensor, rows: int, columns: int, number: int) -> torch.Tensor:
+    """noise_mask, [H, W] to [B, 1, H, W] in pixels -> [1 or number, 1, rows, columns], as KSampler scales it."""
+    mask = mask.reshape(-1, 1, mask.shape[-2], mask.shape[-1]).float()
+    if len(mask) not in (1, number):
+        mask = mask[torch.arange(number) % len(mask)]
+    return torch.nn.functional.interpolate(mask, size=(rows, columns), mode="bilinear").clamp(0, 1)

@@ -1,0 +1,105 @@
+"""Loaded models: shared by all nodes that ask for the same one, and known to ComfyUI's memory manager."""
+
+from __future__ import annotations
+
+import logging
+import time
+import weakref
+from typing import NamedTuple
+
+import comfy.model_management as management
+import torch
+from comfy.model_patcher import ModelPatcher
+
+from candela.checkpoints import Components
+from candela.comfyui import names
+from candela.engine import Engine
+
+log = logging.getLogger("candela")
+# Bytes of working memory per pixel and byte of precision, beside the weights; ComfyUI's own estimates for the
+# same architectures (model_base.py: memory_usage_factor 2.8 of Lumina 2; sd.py: 2178 per latent for the VAE).
+WORK_PER_PIXEL = {"transformer": 460, "vae": 2178}
+
+
+class Managed(torch.nn.Module):
+    """A component as ComfyUI's manager wants it: with attributes that it may set, `device` among them."""
+
+    def __init__(self, component: torch.nn.Module, device: torch.device):
+        super().__init__()
+        self.component = component
+        self.device = device
+
+
+class WholePatcher(ModelPatcher):
+    """Is on the device whole or not at all: diffusers' layers cannot compute from another device's weights."""
+
+    def partially_load(self, device_to, extra_memory=0, force_patch_weights=False):
+        if self.model.model_loaded_weight_memory:
+            return 0
+        self.model.to(device_to)
+        self.model.device = device_to
+        self.model.model_loaded_weight_memory = self.model_size()
+        return self.model_size()
+
+    def partially_unload(self, device_to, memory_to_free=0, force_patch_weights=False):
+        return 0  # then the manager asks for all of it
+
+
+class ManagedResidency:
+    """The engine's components in ComfyUI's hands: it makes room for them, and takes it back."""
+
+    def __init__(self, components: Components):
+        self.patchers: dict[str, ModelPatcher] = {}
+        for name in WORK_PER_PIXEL.keys() | {"text_encoder"}:
+            component = getattr(components, name)
+            self.patchers[name] = WholePatcher(
+                Managed(component, torch.device("cpu")),
+                load_device=management.get_torch_device(),
+                offload_device=torch.device("cpu"),
+            )
+
+    def need(self, component: str, pixels: int = 0) -> None:
+        patcher = self.patchers[component]
+        precision = patcher.model.component.dtype.itemsize
+        work = WORK_PER_PIXEL.get(component, 0) * precision * pixels
+        management.load_models_gpu([patcher], memory_required=work)
+
+
+class LoadedModel(NamedTuple):
+    """What travels along a CANDELA_MODEL link.
+
+    A tuple that shows its ModelPatchers: under memory pressure ComfyUI's cache looks inside tuples for them
+    and lets old ones go first. (Older cores ask `get_ram_usage`.)"""
+
+    engine: Engine
+    patchers: tuple[ModelPatcher, ...]
+
+    def get_ram_usage(self) -> int:
+        return sum(patcher.model_size() for patcher in self.patchers)
+
+
+# ComfyUI's cache of node outputs holds the models and decides how long; this only finds those alive.
+_alive: weakref.WeakValueDictionary[tuple[str, str], Engine] = weakref.WeakValueDictionary()
+
+
+def load(name: str, precision: str) -> LoadedModel:
+    """The model `name`, loaded unless it is already. `precision` is float32, bfloat16, float16 or auto.
+
+    Raises:
+        CheckpointError: it is not here, or its files cannot be used.
+    """
+    key = (names.fingerprint(name), precision)
+    engine = _alive.get(key)
+    if engine is None:
+        began = time.perf_counter()
+        engine = Engine.load(
+            names.location(name),
+            device=str(management.get_torch_device()),
+            dtype=None if precision == "auto" else precision,
+            residency=ManagedResidency,
+        )
+        _alive[key] = engine
+        log.info("[Candela] loaded %s in %.2f s", name, time.perf_counter() - began)
+    residency = engine.residency
+    assert isinstance(residency, ManagedResidency)
+    return LoadedModel(engine, tuple(residency.patchers.values()))

@@ -1,0 +1,74 @@
+"""Which models the Load node lists, and where they lie: ComfyUI's model folders, then Candela's catalogue."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+from pathlib import Path, PurePath
+
+import folder_paths
+
+from candela.checkpoints.catalogue import CATALOGUE, find, installed
+from candela.errors import ModelNotFound
+
+FOLDER = "diffusers"  # ComfyUI's name for the folder type
+
+
+def listed() -> list[str]:
+    """The demo, folders in diffusers layout under models/diffusers (extra model paths included), what the hub cache
+    holds, and the rest of the catalogue, which says what to run when it is chosen."""
+    names = ["demo", *sorted(_folders()), *(model.name for model in installed()), *CATALOGUE]
+    return list(dict.fromkeys(names))
+
+
+def location(name: str) -> str:
+    """-> what `Engine.load` takes for `name`: a folder of ComfyUI's, else a catalogue name or hub id.
+
+    Raises:
+        ModelNotFound: nothing of that name; the message says where it was looked for.
+    """
+    folders = _folders()
+    if name in folders:
+        return str(folders[name])
+    if not name or PurePath(name).is_absolute() or ".." in PurePath(name).parts:
+        raise ModelNotFound(
+            f"{name!r} is not a model's name: choose one from the list. A folder in diffusers layout appears there "
+            f"once it lies in {_roots()[0]}"
+        )
+    try:
+        find(name)
+    except ModelNotFound as error:
+        near = difflib.get_close_matches(name, folders, n=3)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise ModelNotFound(f"{error}.{hint} ComfyUI's own folder for it: {_roots()[0]}") from error
+    return name
+
+
+def fingerprint(name: str) -> str:
+    """Changes when a file of the model does: names, sizes and times of change.
+
+    Raises:
+        ModelNotFound: as `location`.
+    """
+    digest = hashlib.sha256()
+    root = find(location(name)).folder
+    for file in sorted(path for path in root.rglob("*") if path.suffix in {".json", ".safetensors", ".model"}):
+        stat = file.stat()
+        digest.update(f"{file.relative_to(root)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return f"{root} {digest.hexdigest()}"
+
+
+def _roots() -> list[str]:
+    return folder_paths.get_folder_paths(FOLDER)
+
+
+def _folders() -> dict[str, Path]:
+    """Every folder with a model_index.json, by its path below the root; an earlier root wins."""
+    found: dict[str, Path] = {}
+    for root in _roots():
+        for folder, below, files in os.walk(root, followlinks=True):
+            if "model_index.json" in files:
+                found.setdefault(Path(folder).relative_to(root).as_posix(), Path(folder))
+                below.clear()
+    return found

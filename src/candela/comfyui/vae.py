@@ -1,0 +1,60 @@
+"""The model's VAE as ComfyUI's nodes use one: VAE Decode, VAE Encode, their tiled forms, and inpainting."""
+
+from __future__ import annotations
+
+import torch
+
+from candela.comfyui.models import LoadedModel
+
+FACTOR = 8
+
+
+class EngineVAE:
+    """Pictures are float [B, H, W, 3] in 0..1; latents raw VAE space [B, C, H / 8, W / 8], both on the CPU."""
+
+    downscale_ratio = FACTOR
+    upscale_ratio = FACTOR
+    output_channels = 3
+
+    def __init__(self, model: LoadedModel):
+        self.model = model
+        self.latent_channels = model.engine.latent_channels
+
+    def decode(self, samples: torch.Tensor, vae_options: object = None) -> torch.Tensor:
+        return self._decode(samples, tiled=False)
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self._encode(pixels, tiled=False)
+
+    # The sizes that these nodes offer are not passed on: diffusers has its own tile and overlap for each VAE.
+    def decode_tiled(self, samples: torch.Tensor, **tiles: object) -> torch.Tensor:
+        return self._decode(samples, tiled=True)
+
+    def encode_tiled(self, pixels: torch.Tensor, **tiles: object) -> torch.Tensor:
+        return self._encode(pixels, tiled=True)
+
+    def _decode(self, samples: torch.Tensor, *, tiled: bool) -> torch.Tensor:
+        pixels = self.model.engine.decode_pixels(samples, tiled=tiled)
+        return (pixels.movedim(1, -1) / 2 + 0.5).clamp(0, 1).cpu()
+
+    def _encode(self, pixels: torch.Tensor, *, tiled: bool) -> torch.Tensor:
+        """Sides that are no multiple of 8 are cropped in the centre, as ComfyUI's own VAE does."""
+        height, width = (side // FACTOR * FACTOR for side in pixels.shape[1:3])
+        top, left = (pixels.shape[1] - height) // 2, (pixels.shape[2] - width) // 2
+        pixels = pixels[:, top : top + height, left : left + width, :3]
+        return self.model.engine.encode_pixels(pixels.movedim(-1, 1) * 2 - 1, tiled=tiled).cpu()
+
+    def spacial_compression_decode(self) -> int:
+        return FACTOR
+
+    def spacial_compression_encode(self) -> int:
+        return FACTOR
+
+    def temporal_compression_decode(self) -> None:
+        return None
+
+    def temporal_compression_encode(self) -> None:
+        return None
+
+    def throw_exception_if_invalid(self) -> None:
+        return None
