@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint bench check-demo train-demo clean
+.PHONY: demo test test-comfyui lint bench check-demo train-demo clean
 
 demo: $(READY)
 	$(BIN)/candela generate \
@@ -16,6 +16,11 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+# Real ComfyUI servers and a real browser. Needs ComfyUI checkouts with a .venv each; see CONTRIBUTING.md.
+test-comfyui: $(READY)
+	@$(BIN)/python -c 'from tests.comfyui.server import cores; found = cores(); print("ComfyUI cores:", ", ".join(c.version for c in found) or "NONE FOUND: nothing below was tested. Put checkouts under ~/.cache/candela/comfyui or set COMFYUI_DIR; see CONTRIBUTING.md")'
+	$(BIN)/python -m pytest -m comfyui tests/comfyui -rs
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import comfy.model_management as management
 import comfy.utils
-from PIL import Image
+from comfy.cli_args import args
 
 from candela.engine import Step
 from candela.engine.sampling import OnStep
-
-PREVIEW_SIDE = 256  # pixels, at least, of the longer side: smaller ones are blurred by JPEG
-MAX_SIDE = 512  # ComfyUI scales larger ones down to this
 
 
 def reporter() -> OnStep:
@@ -18,12 +15,7 @@ def reporter() -> OnStep:
     bar = comfy.utils.ProgressBar(1)
 
     def on_step(step: Step) -> None:
-        picture = step.preview()[0]
-        scale = -(-PREVIEW_SIDE // max(picture.size))
-        if scale > 1:
-            size = (picture.width * scale, picture.height * scale)
-            picture = picture.resize(size, Image.Resampling.BILINEAR)
-        bar.update_absolute(step.index, step.steps, ("JPEG", picture, MAX_SIDE))
+        bar.update_absolute(step.index, step.steps, ("JPEG", step.preview()[0], args.preview_size))
 
     return on_step
 

@@ -1,0 +1,40 @@
+"""The repository as ComfyUI's registry and manager see it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import tomllib
+from pathlib import Path
+
+import candela
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+BROUGHT_BY_COMFYUI = {"torch", "pillow", "numpy"}
+
+
+def test_one_version():
+    assert candela.__version__ == PROJECT["project"]["version"] == importlib.metadata.version("candela")
+
+
+def test_requirements_are_the_package_s_own_without_torch():
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    listed = {line for line in lines if line and not line.startswith("#")}
+    own = set(PROJECT["project"]["dependencies"])
+    assert listed == {name for name in own if name.split(">")[0] not in BROUGHT_BY_COMFYUI}
+
+
+def test_registry_metadata():
+    comfy = PROJECT["tool"]["comfy"]
+    assert comfy["PublisherId"] and comfy["DisplayName"]
+    assert comfy["requires-comfyui"].startswith(">=")
+
+
+def test_every_workflow_has_its_api_form_and_a_thumbnail():
+    workflows = sorted(path.stem for path in (ROOT / "example_workflows").glob("*.json"))
+    assert "workflow_z_image_reboot" in workflows and len(workflows) >= 5
+    for name in workflows:
+        assert (ROOT / "example_workflows" / f"{name}.jpg").is_file()
+        api = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text())
+        assert all({"class_type", "inputs"} <= node.keys() for node in api.values())
