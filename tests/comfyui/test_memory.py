@@ -64,7 +64,9 @@ def test_memory_neither_grows_nor_stays_after_free(roomy):
     roomy.free()
     time.sleep(2)
     after = settled(roomy)
-    assert after <= 1.1 * before, f"{before / 2**20:.0f} MB before, {max(used) / 2**20:.0f} at most, {after / 2**20:.0f} after"
+    assert after <= 1.1 * before, (
+        f"{before / 2**20:.0f} MB before, {max(used) / 2**20:.0f} at most, {after / 2**20:.0f} after"
+    )
 
 
 def test_unload_sends_components_away_and_the_next_prompt_brings_them_back(server):

@@ -52,6 +52,51 @@ def test_third_of_four_with_other_prompts_beside_it(demo):
     assert apart(batch.images[2], alone) <= 1
 
 
+def test_each_picture_may_have_its_own_seed(demo, star_pixels):
+    result = demo.generate(dataclasses.replace(STAR, seed=[99, STAR.seed], count=2))
+    assert result.seeds == [99, STAR.seed]
+    assert apart(result.images[1], demo.generate(STAR).images[0]) <= 1
+    assert [record.seed for record in result.records] == [99, STAR.seed]
+    assert result.request.alone(1).seeds == (STAR.seed,)
+
+
+def test_components_are_asked_for_before_they_are_used(star_pixels):
+    class Fetching:
+        """Leaves only the component that was asked for: the others' tensors are emptied."""
+
+        def __init__(self, components):
+            self.asked = []
+            self.tensors = {
+                name: [(t, t.data) for m in [getattr(components, name)] for t in (*m.parameters(), *m.buffers())]
+                for name in ("transformer", "text_encoder", "vae")
+            }
+            self.leave(None)
+
+        def leave(self, component):
+            for name, tensors in self.tensors.items():
+                for tensor, content in tensors:
+                    tensor.data = content if name == component else content.new_empty(0)
+
+        def need(self, component, pixels=0):
+            self.asked.append((component, pixels))
+            self.leave(component)
+
+    engine = Engine.load("demo", device="cpu", residency=Fetching)
+    conditioning = engine.encode(STAR.prompts)
+    latents = engine.denoise(STAR, conditioning)
+    assert pixels(engine.decode(latents)[0]) == star_pixels
+    assert engine.residency.asked == [("text_encoder", 0), ("transformer", 128 * 128), ("vae", 128 * 128)]
+
+
+def test_tiles_change_little_and_only_when_asked(demo):
+    image = draw(Scene("cross", "yellow", "purple", "top left", "large"), 192, 192)
+    latents = demo.encode_image(image, 192, 192)
+    whole, tiled = demo.decode_pixels(latents), demo.decode_pixels(latents, tiled=True)
+    assert not torch.equal(whole, tiled), "diffusers tiles above the VAE's own size, 128"
+    assert (whole - tiled).abs().mean() < 0.05
+    assert torch.equal(demo.decode_pixels(latents), whole), "and stops when it is done"
+
+
 def test_many_threads_are_served_one_after_the_other(demo):
     requests = [Request(f"a {c} circle on a white background", seed=k) for k, c in enumerate(["red", "blue", "black"])]
     expected = [pixels(demo.generate(r).images[0]) for r in requests]
