@@ -35,7 +35,7 @@ bench: $(READY)
 check-demo: $(READY)
 	$(BIN)/python -m benchmarks.demo_accuracy
 
-# From nothing, seeded; about 90 minutes on 2 cores.
+# From nothing, seeded; see training/README.md for how long.
 train-demo: $(READY)
 	$(BIN)/python -m training.train_demo
 

@@ -26,7 +26,7 @@ from training import data, export, text, transformer, vae
 
 VAE_STEPS = 2600
 DECODER_STEPS = 1600
-STEPS = 10000
+STEPS = 7000
 PICTURES = {size: 12288 if size == (128, 128) else 3072 for size in data.BUCKETS}
 
 

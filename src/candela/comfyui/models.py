@@ -14,6 +14,7 @@ from comfy.model_patcher import ModelPatcher
 from candela.checkpoints import Components
 from candela.comfyui import names
 from candela.engine import Engine
+from candela.engine.device import pick_dtype
 
 log = logging.getLogger("candela")
 # Bytes of working memory per pixel and byte of precision, beside the weights; ComfyUI's own estimates for the
@@ -79,7 +80,7 @@ class LoadedModel(NamedTuple):
 
 
 # ComfyUI's cache of node outputs holds the models and decides how long; this only finds those alive.
-_alive: weakref.WeakValueDictionary[tuple[str, str], Engine] = weakref.WeakValueDictionary()
+_alive: weakref.WeakValueDictionary[tuple[str, torch.dtype], Engine] = weakref.WeakValueDictionary()
 
 
 def load(name: str, precision: str) -> LoadedModel:
@@ -88,14 +89,16 @@ def load(name: str, precision: str) -> LoadedModel:
     Raises:
         CheckpointError: it is not here, or its files cannot be used.
     """
-    key = (names.fingerprint(name), precision)
+    device = str(management.get_torch_device())
+    dtype = pick_dtype(None if precision == "auto" else precision, torch.device(device))
+    key = (names.fingerprint(name), dtype)
     engine = _alive.get(key)
     if engine is None:
         began = time.perf_counter()
         engine = Engine.load(
             names.location(name),
-            device=str(management.get_torch_device()),
-            dtype=None if precision == "auto" else precision,
+            device=device,
+            dtype=str(dtype).removeprefix("torch."),
             residency=ManagedResidency,
         )
         _alive[key] = engine

@@ -15,6 +15,7 @@ import torch
 
 from candela.checkpoints import Components, Folder, Model, find, load_components, read_folder
 from candela.engine import memory, preview, sampling
+from candela.engine.device import pick_device, pick_dtype
 from candela.engine.request import Request
 from candela.engine.residency import Residency, Resident
 from candela.engine.result import Result, Seconds
@@ -27,8 +28,6 @@ from candela.record import Start as StartRecord
 
 if TYPE_CHECKING:
     from PIL import Image
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Engine:
@@ -377,27 +376,6 @@ class Engine:
             remake=full.latents is None and full.mask is None,
             versions=versions(),
         )
-
-
-def pick_device(name: str | None) -> torch.device:
-    if name is None:
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InvalidRequest(f"no device {name!r} here ({reason}): leave it out, or use cpu") from error
-    return device
-
-
-def pick_dtype(name: str | None, device: torch.device) -> torch.dtype:
-    if name is None:
-        bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if bfloat16 else torch.float32
-    if name not in DTYPES:
-        raise InvalidRequest(f"dtype {name!r} is unknown: use {', '.join(DTYPES)}")
-    return DTYPES[name]
 
 
 @contextmanager
