@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-STAR = "a large red star in the centre on a blue background"
+STAR = "a large yellow star on a purple background"
 
 
 def text_to_image(model: str = "demo", prompt: str = STAR, latent: list | None = None, **settings: Any) -> dict:

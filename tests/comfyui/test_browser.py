@@ -24,10 +24,9 @@ def page(server):
     with playwright.sync_playwright() as engine:
         browser = engine.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         page = browser.new_page(viewport={"width": 1600, "height": 900})
-        # What a first visitor sees before the canvas: the template browser. Tests open it themselves.
         page.goto(server.url)
         page.wait_for_function("window.app?.graph && document.querySelector('canvas')", timeout=60_000)
-        page.wait_for_timeout(2000)
+        page.wait_for_timeout(4000)
         yield page
         browser.close()
 
@@ -38,14 +37,12 @@ def shot(page, core, name: str) -> None:
 
 
 def open_template(page, name: str) -> None:
-    """Through ComfyUI's own list of templates."""
-    page.evaluate(
-        """async name => {
-            const answer = await fetch(`/api/workflow_templates/candela/${name}.json`)
-            await window.app.loadGraphData(await answer.json(), true, true, name)
-        }""",
-        name,
-    )
+    """As a person does; the first visit begins with the template browser open."""
+    if not page.get_by_text("All Templates").count():
+        page.get_by_text("Templates", exact=True).first.click()
+    page.get_by_text("candela", exact=True).first.click()
+    page.get_by_text(name, exact=True).first.click()
+    page.wait_for_function("window.app.graph.nodes.some(node => node.type === 'SaveImage')")
     page.wait_for_timeout(1500)
 
 

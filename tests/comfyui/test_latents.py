@@ -32,19 +32,35 @@ def test_image_to_image_keeps_the_layout(server):
     assert abs(rgb(made) - rgb(start)).max() > 10
 
 
-def test_outside_the_mask_the_picture_stays(server):
-    graph = graphs.text_to_image(latent=["12", 0]) | graphs.encoded_picture()
+def test_outside_the_mask_the_picture_stays(server, base):
+    prompt = "a yellow star on a blue background"
+    graph = graphs.text_to_image(prompt=prompt, latent=["12", 0]) | graphs.encoded_picture()
     graph["12"] = {"class_type": "SetLatentNoiseMask", "inputs": {"samples": ["11", 0], "mask": ["10", 1]}}
     graph["13"] = {"class_type": "VAEDecode", "inputs": {"samples": ["11", 0], "vae": ["1", 1]}}
     graph["14"] = graphs.save("13")
     run = server.run(graph)
     assert run.ok, run.error
     (made,), (start,) = run.pictures["5"], run.pictures["14"]
-    assert check(made.convert("RGB"), graphs.STAR).ok
+    assert check(made.convert("RGB"), prompt).ok
     difference = abs(rgb(made) - rgb(start)).max(axis=-1)
     left, top, right, bottom = HOLE
+    assert difference[top:bottom, left:right].max() > 100
     difference[top:bottom, left:right] = 0
     assert difference.max() <= 2
+
+
+def test_latents_that_were_changed_on_the_way_are_decoded_as_they_are(server):
+    """Decode puts back what lies outside the mask only in the sampler's own result."""
+    graph = graphs.text_to_image(prompt="a yellow star on a blue background", latent=["12", 0])
+    graph |= graphs.encoded_picture()
+    graph["12"] = {"class_type": "SetLatentNoiseMask", "inputs": {"samples": ["11", 0], "mask": ["10", 1]}}
+    graph["13"] = {"class_type": "LatentFlip", "inputs": {"samples": ["3", 0], "flip_method": "x-axis: vertically"}}
+    graph["4"]["inputs"]["latent"] = ["13", 0]
+    graph["15"] = {"class_type": "VAEDecode", "inputs": {"samples": ["13", 0], "vae": ["1", 1]}}
+    graph["16"] = graphs.save("15")
+    run = server.run(graph)
+    assert run.ok, run.error
+    assert abs(rgb(run.pictures["5"][0]) - rgb(run.pictures["16"][0])).max() <= 1
 
 
 @pytest.mark.parametrize(

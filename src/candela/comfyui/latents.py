@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from PIL import Image
 
 from candela.errors import InvalidRequest
 
 EMPTY_CHANNELS = (4, 16)  # ComfyUI's empty-latent nodes make these
 FACTOR = 8  # pixels a side per latent
+KEY = "candela_repainted"
 
 
 @dataclass(frozen=True)
@@ -57,19 +60,50 @@ def read(latent: dict[str, Any], channels: int) -> Given:
         height=rows * FACTOR,
         number=number,
         latents=None if empty else samples.float(),
-        mask=None if empty or mask is None else _at_latent_size(mask, rows, columns, number),
+        mask=None if empty or mask is None else _scaled(mask, rows, columns, number),
         offsets=tuple(int(k) for k in offsets),
     )
 
 
-def write(latent: dict[str, Any] | None, samples: torch.Tensor) -> dict[str, Any]:
+def write(latent: dict[str, Any] | None, samples: torch.Tensor, given: Given | None = None) -> dict[str, Any]:
     """`latent` with `samples` in place of its own, everything else kept."""
-    return {**(latent or {}), "samples": samples.cpu()}
+    samples = samples.cpu()
+    out = {**(latent or {}), "samples": samples}
+    if latent and given and given.latents is not None and given.mask is not None:
+        out[KEY] = Repainted(samples, given.latents, latent["noise_mask"])
+    return out
 
 
-def _at_latent_size(mask: torch.Tensor, rows: int, columns: int, number: int) -> torch.Tensor:
-    """noise_mask, [H, W] to [B, 1, H, W] in pixels -> [1 or number, 1, rows, columns], as KSampler scales it."""
+@dataclass(frozen=True, eq=False)
+class Repainted:
+    """How the sampler made `samples`: from `start`, under `mask` in pixels.
+
+    A VAE's decoder mixes neighbours, and its group norms all of the picture, so that what was to stay comes out
+    changed. With this, Decode can put it back."""
+
+    samples: torch.Tensor
+    start: torch.Tensor
+    mask: torch.Tensor
+
+    @staticmethod
+    def of(latent: dict[str, Any]) -> Repainted | None:
+        """Only if no node changed the samples since: a new tensor is another picture."""
+        found = latent.get(KEY)
+        return found if isinstance(found, Repainted) and found.samples is latent["samples"] else None
+
+    def put_back(self, pictures: list[Image.Image], decode: Callable[[torch.Tensor], list[Image.Image]]) -> None:
+        """Replaces in each picture what lies outside the mask by the start's own round trip through the VAE."""
+        kept = decode(self.start)
+        height, width = pictures[0].height, pictures[0].width
+        masks = _scaled(self.mask, height, width, len(pictures))[:, 0].mul(255).round().byte().numpy()
+        for k, picture in enumerate(pictures):
+            mask = Image.fromarray(masks[k % len(masks)])
+            pictures[k] = Image.composite(picture, kept[k % len(kept)], mask)
+
+
+def _scaled(mask: torch.Tensor, height: int, width: int, number: int) -> torch.Tensor:
+    """noise_mask, [H, W] to [B, 1, H, W] in pixels -> [1 or number, 1, height, width], as KSampler scales it."""
     mask = mask.reshape(-1, 1, mask.shape[-2], mask.shape[-1]).float()
     if len(mask) not in (1, number):
         mask = mask[torch.arange(number) % len(mask)]
-    return torch.nn.functional.interpolate(mask, size=(rows, columns), mode="bilinear").clamp(0, 1)
+    return torch.nn.functional.interpolate(mask, size=(height, width), mode="bilinear").clamp(0, 1)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import logging
+import sys
+import threading
 import time
 import weakref
 from typing import NamedTuple
@@ -79,6 +83,20 @@ class LoadedModel(NamedTuple):
         return sum(patcher.model_size() for patcher in self.patchers)
 
 
+def _give_back_later() -> None:
+    """Once an engine is gone, and a moment later its weights, returns their pages to the system: glibc keeps freed
+    blocks of up to 32 MB in its heap (0.9 GB of a 0.9 GB model stayed after Free memory)."""
+    timer = threading.Timer(0.3, _trim)
+    timer.daemon = True
+    timer.start()
+
+
+def _trim() -> None:
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError):  # another libc
+            ctypes.CDLL(None).malloc_trim(0)
+
+
 # ComfyUI's cache of node outputs holds the models and decides how long; this only finds those alive.
 _alive: weakref.WeakValueDictionary[tuple[str, torch.dtype], Engine] = weakref.WeakValueDictionary()
 
@@ -102,6 +120,7 @@ def load(name: str, precision: str) -> LoadedModel:
             residency=ManagedResidency,
         )
         _alive[key] = engine
+        weakref.finalize(engine, _give_back_later).atexit = False
         log.info("[Candela] loaded %s in %.2f s", name, time.perf_counter() - began)
     residency = engine.residency
     assert isinstance(residency, ManagedResidency)

@@ -195,7 +195,7 @@ class CandelaSampler(io.ComfyNode):
         began = time.perf_counter()
         samples = engine.denoise(request, prompt, on_step=progress.reporter(), cancelled=progress.interrupted)
         log.info("[Candela] sampled %d picture(s) in %.2f s", batch_size, time.perf_counter() - began)
-        return io.NodeOutput(latents.write(latent, samples))
+        return io.NodeOutput(latents.write(latent, samples, given))
 
 
 class CandelaDecode(io.ComfyNode):
@@ -206,7 +206,7 @@ class CandelaDecode(io.ComfyNode):
             display_name="Decode (Candela)",
             category=CATEGORY,
             description="LATENT to IMAGE, rounded to the 8 bits of a PNG: a picture saved here has the same pixels "
-            "as one made from the shell.",
+            "as one made from the shell. Outside an inpainting mask the first picture is put back.",
             inputs=[ModelType.Input("model"), io.Latent.Input("latent")],
             outputs=[io.Image.Output()],
         )
@@ -215,7 +215,11 @@ class CandelaDecode(io.ComfyNode):
     def execute(cls, model, latent):
         import numpy as np
 
+        from candela.comfyui.latents import Repainted
+
         pictures = model.engine.decode(latent["samples"])
+        if repainted := Repainted.of(latent):
+            repainted.put_back(pictures, model.engine.decode)
         pixels = np.stack([np.asarray(picture) for picture in pictures])
         return io.NodeOutput(torch.from_numpy(pixels).float() / 255)
 
