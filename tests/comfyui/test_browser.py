@@ -83,4 +83,4 @@ def test_an_error_is_shown_in_our_words(page, core):
     page.wait_for_timeout(4000)
     shot(page, core, "error")
     text = page.inner_text("body")
-    assert "lumina-image-2" in text and "no model 'lumina-image-22'" in text, text[-1500:]
+    assert "there is no model 'lumina-image-22' here" in text, text[-1500:]

@@ -18,7 +18,7 @@ from tests.comfyui.server import Server
 
 def middle_sized(folder: Path, seed: int) -> Path:
     """The demo with a random transformer of some 100 million parameters: 0.4 GB in float32."""
-    pipeline = ZImagePipeline.from_pretrained(DEMO_FOLDER, torch_dtype=torch.bfloat16)
+    pipeline = ZImagePipeline.from_pretrained(DEMO_FOLDER, dtype=torch.bfloat16)
     config = {**pipeline.transformer.config, "dim": 768, "n_heads": 24, "n_kv_heads": 24, "n_layers": 9}
     pipeline.transformer = tiny.randomize(ZImageTransformer2DModel.from_config(config), seed, 0.01).bfloat16()
     pipeline.save_pretrained(folder)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
-from pathlib import Path, PurePath
+import re
+from pathlib import Path
 
 import folder_paths
 
@@ -31,18 +32,19 @@ def location(name: str) -> str:
     folders = _folders()
     if name in folders:
         return str(folders[name])
-    if not name or PurePath(name).is_absolute() or ".." in PurePath(name).parts:
-        raise ModelNotFound(
-            f"{name!r} is not a model's name: choose one from the list. A folder in diffusers layout appears there "
-            f"once it lies in {_roots()[0]}"
-        )
-    try:
-        find(name)
-    except ModelNotFound as error:
-        near = difflib.get_close_matches(name, folders, n=3)
-        hint = f" Did you mean {' or '.join(near)}?" if near else ""
-        raise ModelNotFound(f"{error}.{hint} ComfyUI's own folder for it: {_roots()[0]}") from error
-    return name
+    place = _roots()[0]
+    if name in CATALOGUE or (re.fullmatch(r"[\w.-]+/[\w.-]+", name) and ".." not in name):
+        try:
+            find(name)
+        except ModelNotFound as error:
+            raise ModelNotFound(f"{error}. Or put its folder into {place}") from error
+        return name
+    near = difflib.get_close_matches(name, listed(), n=3)
+    hint = f"Did you mean {' or '.join(near)}?" if near else "Choose one from the list."
+    raise ModelNotFound(
+        f"there is no model {name!r} here. {hint} A folder in diffusers layout appears in the list once it lies in "
+        f"{place}"
+    )
 
 
 def fingerprint(name: str) -> str:
