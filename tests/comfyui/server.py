@@ -8,7 +8,6 @@ import json
 import os
 import socket
 import subprocess
-import threading
 import time
 import urllib.error
 import urllib.parse
@@ -199,11 +198,3 @@ class Server:
     def free(self) -> None:
         """What the Free memory button does."""
         self.post("/free", {"unload_models": True, "free_memory": True})
-
-
-class threaded:
-    """Runs a function in the background once, for pressing Interrupt in the middle of a run."""
-
-    def __init__(self, function):
-        self._thread = threading.Thread(target=function, daemon=True)
-        self._thread.start()

@@ -11,7 +11,7 @@ import pytest
 from candela.demo import check
 from tests.comfyui import graphs
 
-playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright (the [browser] extra)")
+playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the path; CHROMIUM=/path/to/it names one")
 SHOTS = Path(__file__).parents[2] / "build" / "screenshots"
@@ -71,16 +71,28 @@ def test_template_runs_in_the_browser(page, core, base):
     assert shown == 1, "the picture is shown in its node"
 
 
-def test_an_error_is_shown_in_our_words(page, core):
+BAD = {
+    "unknown": ("CandelaLoadModel", "model", "lumina-image-22", "there is no model 'lumina-image-22' here"),
+    "missing": ("CandelaLoadModel", "model", "z-image", "the model 'z-image' is not on this machine"),
+    "corrupt": ("CandelaLoadModel", "model", "broken", "vae"),
+    "not-a-number": ("CandelaLoadModel", "model", "not-a-number", "NaN"),
+    "size": ("CandelaSampler", "width", 1000, "width 1000 is not a multiple of 16"),
+}
+
+
+@pytest.mark.parametrize("situation", BAD)
+def test_an_error_is_shown_in_our_words(page, core, situation):
+    node, widget, value, words = BAD[situation]
     open_template(page, "workflow_z_image_reboot")
     page.evaluate(
-        """() => {
-            const node = window.app.graph.nodes.find(node => node.type === 'CandelaLoadModel')
-            node.widgets.find(widget => widget.name === 'model').value = 'lumina-image-22'
-        }"""
+        """([type, name, value]) => {
+            const node = window.app.graph.nodes.find(node => node.type === type)
+            node.widgets.find(widget => widget.name === name).value = value
+        }""",
+        [node, widget, value],
     )
     run_button(page).click()
     page.wait_for_timeout(4000)
-    shot(page, core, "error")
+    shot(page, core, f"error-{situation}")
     text = page.inner_text("body")
-    assert "there is no model 'lumina-image-22' here" in text, text[-1500:]
+    assert words in text, text[-1500:]

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from candela.checkpoints.catalogue import DEMO_FOLDER
 from candela.demo import check
 from tests.comfyui import graphs
+from tests.comfyui.conftest import start_picture
 from tests.comfyui.server import Server
 from tests.comfyui.test_workflows import rgb
 
@@ -108,12 +109,30 @@ def test_edited_files_are_loaded_again(server, base):
         shutil.rmtree(folder)
 
 
+def test_edited_files_reach_the_all_in_one_node_too(server, base):
+    folder = base / "models" / "diffusers" / "edited-whole"
+    shutil.copytree(DEMO_FOLDER, folder)
+    settings = {"width": 0, "height": 0, "batch_size": 1, "seed": 7, "steps": 0, "guidance": -1, "denoise": 1.0}
+    inputs = {"model": "edited-whole", "prompt": graphs.STAR, "negative_prompt": "", **settings}
+    graph = {"1": {"class_type": "LuminaNextDiffusersWrapper", "inputs": inputs}, "2": graphs.save("1")}
+    try:
+        assert len(server.run(graph).named("progress")) == 8
+        config = folder / "candela.json"
+        config.write_text(config.read_text().replace('"steps": 8', '"steps": 5'))
+        assert len(server.run(graph).named("progress")) == 5
+    finally:
+        shutil.rmtree(folder)
+
+
 def bad_situations(base) -> dict[str, tuple[dict, list[str]]]:
     """-> graph and words that its message must hold."""
     save_file(
         {"latent_tensor": torch.randn(1, 8, 16, 16), "latent_format_version_0": torch.tensor([])},
         base / "input" / "eight.latent",
     )
+    start_picture().convert("RGB").save(base / "input" / "opaque.png")
+    opaque = graphs.encoded_picture("opaque.png")
+    opaque["12"] = {"class_type": "SetLatentNoiseMask", "inputs": {"samples": ["11", 0], "mask": ["10", 1]}}
     eight = {"10": {"class_type": "LoadLatent", "inputs": {"latent": "eight.latent"}}}
     return {
         "missing model": (graphs.text_to_image("z-image"), ["z-image", "not on this machine", "hf download"]),
@@ -122,13 +141,17 @@ def bad_situations(base) -> dict[str, tuple[dict, list[str]]]:
         "channels": (graphs.text_to_image(latent=["10", 0]) | eight, ["8 channels", "16"]),
         "corrupt file": (graphs.text_to_image("broken"), ["vae", "safetensors", "Download it again"]),
         "not a number": (graphs.text_to_image("not-a-number"), ["NaN", "damaged", "download"]),
+        "empty mask": (graphs.text_to_image(latent=["12", 0]) | opaque, ["mask is empty", "MaskEditor"]),
         "denoise": (graphs.text_to_image(denoise=0.5), ["0.5", "VAE Encode"]),
     }
 
 
-@pytest.mark.parametrize(
-    "situation", ["missing model", "unknown model", "size", "channels", "corrupt file", "not a number", "denoise"]
-)
+SITUATIONS = [
+    "missing model", "unknown model", "size", "channels", "corrupt file", "not a number", "denoise", "empty mask",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("situation", SITUATIONS)
 def test_a_failure_says_what_and_what_to_do(server, base, situation):
     graph, words = bad_situations(base)[situation]
     run = server.run(graph)

@@ -120,6 +120,27 @@ def test_a_workflow_of_the_ancestor_s_node_runs(server):
     assert abs(rgb(first) - rgb(second)).max() > 10, "two seeds, two pictures"
 
 
+def test_the_ancestor_s_strength_needs_a_picture(server):
+    """An empty latent with strength below 1 ran there, so it runs here."""
+    inputs = {
+        "model_path": "demo", "prompt": graphs.STAR, "negative_prompt": "", "num_inference_steps": 4,
+        "guidance_scale": 0.1, "seed": -1, "batch_size": 1, "scaling_watershed": 0.3, "proportional_attn": True,
+        "clean_caption": True, "max_sequence_length": 256, "use_time_shift": False, "t_shift": 4, "strength": 0.6,
+        "latents": ["2", 0],
+    }  # fmt: skip
+    workflow = {
+        "1": {"class_type": "LuminaDiffusersNode", "inputs": inputs},
+        "2": {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}},
+        "3": {"class_type": "CandelaLoadModel", "inputs": {"model": "demo", "precision": "auto"}},
+        "4": {"class_type": "VAEDecode", "inputs": {"samples": ["1", 0], "vae": ["3", 1]}},
+        "5": graphs.save("4"),
+    }
+    before = len(server.log)
+    run = server.run(workflow)
+    assert run.ok, run.error
+    assert "strength has no effect" in server.log[before:] and "seed " in server.log[before:]
+
+
 def test_the_all_in_one_node_equals_the_four(server):
     settings = {"width": 0, "height": 0, "batch_size": 1, "seed": 7, "steps": 0, "guidance": -1, "denoise": 1.0}
     workflow = {
@@ -133,6 +154,11 @@ def test_the_all_in_one_node_equals_the_four(server):
     assert whole.ok, whole.error
     parts = server.run(graphs.text_to_image())
     assert np.array_equal(rgb(whole.pictures["2"][0]), rgb(parts.pictures["5"][0]))
+    before = len(server.log)
+    workflow["1"]["inputs"]["seed"] = 8
+    assert server.run(workflow).ok
+    assert "[Candela] sampled" in server.log[before:]
+    assert "[Candela] encoded" not in server.log[before:] and "[Candela] loaded" not in server.log[before:]
 
 
 def test_a_shim_folder_serves_an_installed_package(core, tmp_path):
@@ -170,8 +196,8 @@ def test_help_pages_and_locales(server):
 
 def test_every_widget_has_a_tooltip(server):
     definitions = server.get_json("/object_info")
-    ours = [d for d in definitions.values() if d["category"] == "Candela" and not d["deprecated"]]
-    assert len(ours) == 5
+    ours = [d for d in definitions.values() if d["category"] == "Candela"]
+    assert len(ours) == 6
     for definition in ours:
         for group in definition["input"].values():
             for name, (kind, *options) in group.items():

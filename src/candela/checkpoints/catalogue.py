@@ -110,6 +110,10 @@ def installed() -> list[Model]:
     names = {entry.repository: name for name, entry in CATALOGUE.items() if entry.repository}
     for root in sorted(hub_cache().glob("models--*--*")):
         repository = root.name.removeprefix("models--").replace("--", "/", 1)
-        if folder := _snapshot(repository):
+        try:
+            folder = _snapshot(repository)
+        except OSError:  # another user's, in a cache that several share
+            continue
+        if folder:
             models.append(Model(names.get(repository, repository), folder))
     return models

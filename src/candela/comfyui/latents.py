@@ -1,4 +1,4 @@
-"""ComfyUI's LATENT, in and out: raw VAE space, float32 on the CPU, with keys that belong to others."""
+"""ComfyUI's LATENT, in and out: raw VAE space, float32, with keys that belong to others."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import comfy.model_management as management
 import torch
 from PIL import Image
 
@@ -36,9 +37,7 @@ def read(latent: dict[str, Any], channels: int) -> Given:
     Raises:
         InvalidRequest: samples of another shape or number of channels, in numbers.
     """
-    samples = latent["samples"]
-    if samples.ndim == 5 and samples.shape[2] == 1:
-        samples = samples.squeeze(2)  # video latents of one frame
+    samples = flat(latent["samples"])
     if samples.ndim != 4:
         raise InvalidRequest(
             f"the LATENT has the shape {list(samples.shape)}; a batch of pictures is [pictures, {channels}, "
@@ -55,6 +54,11 @@ def read(latent: dict[str, Any], channels: int) -> Given:
     if len(offsets) != number:
         raise InvalidRequest(f"the LATENT holds {number} pictures, but batch_index names {len(offsets)}")
     mask = latent.get("noise_mask")
+    if mask is not None and not empty and not mask.any():
+        raise InvalidRequest(
+            "the mask is empty, so nothing would be painted: right-click the picture in Load Image, open it in the "
+            "MaskEditor and paint over what should change, or take the mask away"
+        )
     return Given(
         width=columns * FACTOR,
         height=rows * FACTOR,
@@ -65,9 +69,14 @@ def read(latent: dict[str, Any], channels: int) -> Given:
     )
 
 
+def flat(samples: torch.Tensor) -> torch.Tensor:
+    """Video latents of one frame, [B, C, 1, h, w], are pictures."""
+    return samples.squeeze(2) if samples.ndim == 5 and samples.shape[2] == 1 else samples
+
+
 def write(latent: dict[str, Any] | None, samples: torch.Tensor, given: Given | None = None) -> dict[str, Any]:
     """`latent` with `samples` in place of its own, everything else kept."""
-    samples = samples.cpu()
+    samples = samples.to(management.intermediate_device())
     out = {**(latent or {}), "samples": samples}
     if latent and given and given.latents is not None and given.mask is not None:
         out[KEY] = Repainted(samples, given.latents, latent["noise_mask"])
@@ -95,7 +104,7 @@ class Repainted:
         """Replaces in each picture what lies outside the mask by the start's own round trip through the VAE."""
         kept = decode(self.start)
         height, width = pictures[0].height, pictures[0].width
-        masks = _scaled(self.mask, height, width, len(pictures))[:, 0].mul(255).round().byte().numpy()
+        masks = _scaled(self.mask, height, width, len(pictures))[:, 0].mul(255).round().byte().cpu().numpy()
         for k, picture in enumerate(pictures):
             mask = Image.fromarray(masks[k % len(masks)])
             pictures[k] = Image.composite(picture, kept[k % len(kept)], mask)

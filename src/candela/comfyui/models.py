@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import weakref
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import comfy.model_management as management
@@ -19,10 +20,11 @@ from candela.checkpoints import Components
 from candela.comfyui import names
 from candela.engine import Engine
 from candela.engine.device import pick_dtype
+from candela.errors import OutOfMemory
 
 log = logging.getLogger("candela")
 # Bytes of working memory per pixel and byte of precision, beside the weights; ComfyUI's own estimates for the
-# same architectures (model_base.py: memory_usage_factor 2.8 of Lumina 2; sd.py: 2178 per latent for the VAE).
+# same architectures (supported_models.py: memory_usage_factor 2.8 of Z-Image; sd.py: 2178 per pixel for the VAE).
 WORK_PER_PIXEL = {"transformer": 460, "vae": 2178}
 
 
@@ -41,7 +43,11 @@ class WholePatcher(ModelPatcher):
     def partially_load(self, device_to, extra_memory=0, force_patch_weights=False):
         if self.model.model_loaded_weight_memory:
             return 0
-        self.model.to(device_to)
+        try:
+            self.model.to(device_to)
+        except BaseException:  # out of memory halfway: the manager does not know this model yet, and could not free it
+            self.model.to(self.offload_device)
+            raise
         self.model.device = device_to
         self.model.model_loaded_weight_memory = self.model_size()
         return self.model_size()
@@ -83,6 +89,25 @@ class LoadedModel(NamedTuple):
         return sum(patcher.model_size() for patcher in self.patchers)
 
 
+@contextlib.contextmanager
+def unloading_when_full() -> Iterator[None]:
+    """Out of memory: everything is unloaded, as ComfyUI does for its own nodes, so that the next try has room."""
+    try:
+        yield
+    except OutOfMemory:
+        management.unload_all_models()
+        raise
+
+
+def _make_room(size: int) -> None:
+    """Asks newer cores to drop old outputs, models among them, before `size` bytes more are read into main memory."""
+    try:
+        from comfy import memory_management
+    except ImportError:  # core 0.8 drops what the prompt does not use before it runs
+        return
+    memory_management.extra_ram_release(size + memory_management.RAM_CACHE_HEADROOM)
+
+
 def _give_back_later() -> None:
     """Once an engine is gone, and a moment later its weights, returns their pages to the system: glibc keeps freed
     blocks of up to 32 MB in its heap (0.9 GB of a 0.9 GB model stayed after Free memory)."""
@@ -113,6 +138,7 @@ def load(name: str, precision: str) -> LoadedModel:
     engine = _alive.get(key)
     if engine is None:
         began = time.perf_counter()
+        _make_room(names.folder(name).bytes)
         engine = Engine.load(
             names.location(name),
             device=device,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import os
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import folder_paths
 
+from candela.checkpoints import Folder, read_folder
 from candela.checkpoints.catalogue import CATALOGUE, find, installed
 from candela.errors import ModelNotFound
 
@@ -55,10 +57,23 @@ def fingerprint(name: str) -> str:
     """
     digest = hashlib.sha256()
     root = find(location(name)).folder
-    for file in sorted(path for path in root.rglob("*") if path.suffix in {".json", ".safetensors", ".model"}):
-        stat = file.stat()
-        digest.update(f"{file.relative_to(root)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    for place, below, files in os.walk(root, followlinks=True):
+        below.sort()
+        for file in sorted(files):
+            path = os.path.join(place, file)
+            with contextlib.suppress(OSError):  # a link to nowhere; loading will say so
+                stat = os.stat(path)
+                digest.update(f"{path} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     return f"{root} {digest.hexdigest()}"
+
+
+def folder(name: str) -> Folder:
+    """What the files of `name` say of themselves.
+
+    Raises:
+        CheckpointError: it is not here, or its files cannot be used.
+    """
+    return read_folder(find(location(name)).folder)
 
 
 def _roots() -> list[str]:
@@ -69,8 +84,8 @@ def _folders() -> dict[str, Path]:
     """Every folder with a model_index.json, by its path below the root; an earlier root wins."""
     found: dict[str, Path] = {}
     for root in _roots():
-        for folder, below, files in os.walk(root, followlinks=True):
+        for place, below, files in os.walk(root, followlinks=True):
             if "model_index.json" in files:
-                found.setdefault(Path(folder).relative_to(root).as_posix(), Path(folder))
+                found.setdefault(Path(place).relative_to(root).as_posix(), Path(place))
                 below.clear()
     return found

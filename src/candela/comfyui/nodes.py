@@ -26,6 +26,16 @@ GUIDANCE = (
 )
 
 
+def _fingerprint(model: str | None) -> str | float | None:
+    """Changes with the model's files. None where a link gives the name, which is not known yet."""
+    from candela.errors import CandelaError
+
+    try:
+        return None if model is None else names.fingerprint(model)
+    except CandelaError:
+        return float("nan")  # never equal: look again next time
+
+
 def _model_input() -> io.Combo.Input:
     return io.Combo.Input(
         "model",
@@ -104,19 +114,15 @@ class CandelaLoadModel(io.ComfyNode):
         return True  # a name that is not in the list gets our own words when it runs, not "value not in list"
 
     @classmethod
-    def fingerprint_inputs(cls, model, precision):
-        from candela.errors import CandelaError
-
-        try:
-            return names.fingerprint(model)
-        except CandelaError:
-            return float("nan")  # never equal: look again next time
+    def fingerprint_inputs(cls, model, **inputs):
+        return _fingerprint(model)
 
     @classmethod
     def execute(cls, model, precision):
         from candela.comfyui import models, vae
 
-        loaded = models.load(model, precision)
+        with models.unloading_when_full():
+            loaded = models.load(model, precision)
         return io.NodeOutput(loaded, vae.EngineVAE(loaded))
 
 
@@ -135,8 +141,11 @@ class CandelaEncodePrompt(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, prompt, negative_prompt):
+        from candela.comfyui.models import unloading_when_full
+
         began = time.perf_counter()
-        conditioning = model.engine.encode([prompt], [negative_prompt])
+        with unloading_when_full():
+            conditioning = model.engine.encode([prompt], [negative_prompt])
         log.info("[Candela] encoded the prompt in %.2f s", time.perf_counter() - began)
         return io.NodeOutput(conditioning)
 
@@ -166,7 +175,7 @@ class CandelaSampler(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, prompt, width, height, batch_size, seed, steps, guidance, denoise, latent=None):
-        from candela.comfyui import latents, progress
+        from candela.comfyui import latents, models, progress
         from candela.engine import Request
         from candela.errors import InvalidRequest
 
@@ -193,7 +202,9 @@ class CandelaSampler(io.ComfyNode):
             mask=None if given is None else given.mask,
         )
         began = time.perf_counter()
-        samples = engine.denoise(request, prompt, on_step=progress.reporter(), cancelled=progress.interrupted)
+        with models.unloading_when_full():
+            engine.prepare_preview()
+            samples = engine.denoise(request, prompt, on_step=progress.reporter(), cancelled=progress.interrupted)
         log.info("[Candela] sampled %d picture(s) in %.2f s", batch_size, time.perf_counter() - began)
         return io.NodeOutput(latents.write(latent, samples, given))
 
@@ -215,11 +226,13 @@ class CandelaDecode(io.ComfyNode):
     def execute(cls, model, latent):
         import numpy as np
 
-        from candela.comfyui.latents import Repainted
+        from candela.comfyui.latents import Repainted, flat
+        from candela.comfyui.models import unloading_when_full
 
-        pictures = model.engine.decode(latent["samples"])
-        if repainted := Repainted.of(latent):
-            repainted.put_back(pictures, model.engine.decode)
+        with unloading_when_full():
+            pictures = model.engine.decode(flat(latent["samples"]))
+            if repainted := Repainted.of(latent):
+                repainted.put_back(pictures, model.engine.decode)
         pixels = np.stack([np.asarray(picture) for picture in pictures])
         return io.NodeOutput(torch.from_numpy(pixels).float() / 255)
 
@@ -259,6 +272,10 @@ class LuminaNextDiffusersWrapper(io.ComfyNode):
         return True
 
     @classmethod
+    def fingerprint_inputs(cls, model, **inputs):
+        return _fingerprint(model)
+
+    @classmethod
     def execute(cls, model, prompt, negative_prompt, latent=None, **settings):
         if latent is not None:
             settings["latent"] = latent
@@ -284,22 +301,29 @@ class LuminaDiffusersNode(io.ComfyNode):
                     default="Alpha-VLLM/Lumina-Next-SFT-diffusers",
                     tooltip="A folder below models/diffusers, a hub id already downloaded, or a known name.",
                 ),
-                io.String.Input("prompt", multiline=True),
-                io.String.Input("negative_prompt", multiline=True),
-                io.Int.Input("num_inference_steps", default=30, min=1, max=200),
+                io.String.Input("prompt", multiline=True, tooltip="What the picture shows."),
+                io.String.Input("negative_prompt", multiline=True, tooltip="What it should not show."),
+                io.Int.Input("num_inference_steps", default=30, min=1, max=200, tooltip="Model evaluations."),
                 io.Float.Input("guidance_scale", default=4.0, min=0.1, max=20.0, step=0.1, tooltip=GUIDANCE),
                 io.Int.Input(
                     "seed", default=-1, min=-1, max=MAX_SEED, control_after_generate=True, tooltip="-1: a random one."
                 ),
-                io.Int.Input("batch_size", default=1, min=1, max=4),
+                io.Int.Input("batch_size", default=1, min=1, max=4, tooltip="Pictures at once."),
                 io.Float.Input("scaling_watershed", default=0.3, min=0.0, max=1.0, step=0.01, tooltip=unused),
                 io.Boolean.Input("proportional_attn", default=True, tooltip=unused + " Lumina-Next always has it."),
                 io.Boolean.Input("clean_caption", default=True, tooltip=unused),
                 io.Int.Input("max_sequence_length", default=256, min=64, max=512, tooltip=unused),
                 io.Boolean.Input("use_time_shift", default=False, tooltip=unused),
                 io.Int.Input("t_shift", default=4, min=1, max=20, tooltip=unused),
-                io.Float.Input("strength", default=1.0, min=0.0, max=1.0, step=0.01),
-                io.Latent.Input("latents", optional=True),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="With a latent picture: 1 ignores it, 0.5 keeps its layout.",
+                ),
+                io.Latent.Input("latents", optional=True, tooltip="A size, or a picture to start from."),
             ],
             outputs=[io.Latent.Output()],
             enable_expand=True,
@@ -307,8 +331,8 @@ class LuminaDiffusersNode(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, seed, **inputs):
-        return float("nan") if seed == -1 else seed
+    def fingerprint_inputs(cls, model_path, seed, **inputs):
+        return float("nan") if seed == -1 else _fingerprint(model_path)
 
     @classmethod
     def execute(
@@ -317,11 +341,17 @@ class LuminaDiffusersNode(io.ComfyNode):
     ):  # fmt: skip
         if use_time_shift:
             log.warning("[Candela] LuminaDiffusersNode: use_time_shift has no effect")
+        if seed == -1:
+            seed = secrets.randbelow(2**32)
+            log.info("[Candela] LuminaDiffusersNode: seed %d", seed)
+        if strength < 1 and (latents is None or not latents["samples"].any()):
+            log.warning("[Candela] LuminaDiffusersNode: strength has no effect without a picture to start from")
+            strength = 1.0
         settings = {
             "width": 0,
             "height": 0,
             "batch_size": batch_size,
-            "seed": secrets.randbelow(2**32) if seed == -1 else seed,
+            "seed": seed,
             "steps": num_inference_steps,
             "guidance": guidance_scale,
             "denoise": strength,

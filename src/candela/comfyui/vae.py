@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import comfy.model_management as management
 import torch
 
-from candela.comfyui.models import LoadedModel
+from candela.comfyui.latents import flat
+from candela.comfyui.models import LoadedModel, unloading_when_full
 
 FACTOR = 8
 
 
 class EngineVAE:
-    """Pictures are float [B, H, W, 3] in 0..1; latents raw VAE space [B, C, H / 8, W / 8], both on the CPU."""
+    """Pictures are float [B, H, W, 3] in 0..1; latents raw VAE space [B, C, H / 8, W / 8]."""
 
     downscale_ratio = FACTOR
     upscale_ratio = FACTOR
@@ -34,15 +36,18 @@ class EngineVAE:
         return self._encode(pixels, tiled=True)
 
     def _decode(self, samples: torch.Tensor, *, tiled: bool) -> torch.Tensor:
-        pixels = self.model.engine.decode_pixels(samples, tiled=tiled)
-        return (pixels.movedim(1, -1) / 2 + 0.5).clamp(0, 1).cpu()
+        with unloading_when_full():
+            pixels = self.model.engine.decode_pixels(flat(samples), tiled=tiled)
+        return (pixels.movedim(1, -1) / 2 + 0.5).clamp(0, 1).to(management.intermediate_device())
 
     def _encode(self, pixels: torch.Tensor, *, tiled: bool) -> torch.Tensor:
         """Sides that are no multiple of 8 are cropped in the centre, as ComfyUI's own VAE does."""
         height, width = (side // FACTOR * FACTOR for side in pixels.shape[1:3])
         top, left = (pixels.shape[1] - height) // 2, (pixels.shape[2] - width) // 2
         pixels = pixels[:, top : top + height, left : left + width, :3]
-        return self.model.engine.encode_pixels(pixels.movedim(-1, 1) * 2 - 1, tiled=tiled).cpu()
+        with unloading_when_full():
+            latents = self.model.engine.encode_pixels(pixels.movedim(-1, 1) * 2 - 1, tiled=tiled)
+        return latents.to(management.intermediate_device())
 
     def spacial_compression_decode(self) -> int:
         return FACTOR

@@ -190,9 +190,11 @@ class Engine:
         with self._lock, torch.no_grad(), memory.mapped(self.device):
             self.residency.need("vae", pixels[0, 0].numel())
             with _tiling(vae, tiled):
-                posterior = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
-            raw = posterior.mean.float()
-            return raw if noise is None else raw + posterior.std.float() * noise.to(raw.device)
+                posteriors = [vae.encode(p).latent_dist for p in pixels.to(vae.device, vae.dtype).split(1)]
+            raw = torch.cat([posterior.mean for posterior in posteriors]).float()
+            if noise is None:
+                return raw
+            return raw + torch.cat([posterior.std for posterior in posteriors]).float() * noise.to(raw.device)
 
     def denoise(
         self,
@@ -231,7 +233,8 @@ class Engine:
                     "encode them with the same model"
                 )
             noise, start = self._noise_and_start(full)
-            self.residency.need("transformer", noise[:, 0].numel() * family.latent_factor**2)
+            passes = 2 if family.guided(full.guidance) else 1
+            self.residency.need("transformer", passes * noise[:, 0].numel() * family.latent_factor**2)
             scheduler = copy.deepcopy(self.components.scheduler)
             family.set_timesteps(scheduler, full.steps, noise)
             latents = sampling.denoise(
@@ -284,6 +287,13 @@ class Engine:
                 sampling.check_finite(pixels, "the decoded pixels", vae.dtype)
                 pictures.append(pixels)
         return torch.cat(pictures)
+
+    def prepare_preview(self) -> None:
+        """Fits the map that `Step.preview` uses; with the VAE, so best before the transformer has the device."""
+        with self._lock, torch.no_grad(), memory.mapped(self.device):
+            if self._projection is None:
+                self.residency.need("vae", preview.PIXELS)
+                self._projection = preview.fit(self.components.vae)
 
     # --- parts ------------------------------------------------------------------------------
 
@@ -346,9 +356,8 @@ class Engine:
         return noise.to(self.device), sampling.Start(latents, mask)
 
     def _preview(self, latents: torch.Tensor) -> list[Image.Image]:
-        with self._lock:
-            if self._projection is None:
-                self._projection = preview.fit(self.components.vae)
+        if self._projection is None:
+            self._projection = preview.fit(self.components.vae)
         return preview.render(self.family.to_raw(self.components.vae, latents), self._projection)
 
     def _record(self, full: Request, index: int) -> Record:

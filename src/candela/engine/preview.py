@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 CHART, PATCH, FACTOR = 16, 16, 8  # patches a side, pixels per patch, VAE factor
+PIXELS = (CHART * PATCH) ** 2  # of the chart
 
 
 @torch.no_grad()
