@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import comfy.model_management as management
 import torch
 from PIL import Image
 
@@ -76,7 +75,6 @@ def flat(samples: torch.Tensor) -> torch.Tensor:
 
 def write(latent: dict[str, Any] | None, samples: torch.Tensor, given: Given | None = None) -> dict[str, Any]:
     """`latent` with `samples` in place of its own, everything else kept."""
-    samples = samples.to(management.intermediate_device())
     out = {**(latent or {}), "samples": samples}
     if latent and given and given.latents is not None and given.mask is not None:
         out[KEY] = Repainted(samples, given.latents, latent["noise_mask"])

@@ -7,6 +7,7 @@ import secrets
 import time
 
 import torch
+from comfy.model_management import intermediate_device
 from comfy_api.latest import io
 from comfy_execution.graph_utils import GraphBuilder
 
@@ -206,7 +207,7 @@ class CandelaSampler(io.ComfyNode):
             engine.prepare_preview()
             samples = engine.denoise(request, prompt, on_step=progress.reporter(), cancelled=progress.interrupted)
         log.info("[Candela] sampled %d picture(s) in %.2f s", batch_size, time.perf_counter() - began)
-        return io.NodeOutput(latents.write(latent, samples, given))
+        return io.NodeOutput(latents.write(latent, samples.to(intermediate_device()), given))
 
 
 class CandelaDecode(io.ComfyNode):
