@@ -90,7 +90,7 @@ def find(model: str | os.PathLike[str]) -> Model:
             return Model(name, folder_in_cache)
         if entry or not name.startswith("."):
             ids = [e.repository for e in CATALOGUE.values() if e.repository and e.repository != repository]
-            near = difflib.get_close_matches(repository, ids, n=1)
+            near = [] if entry else difflib.get_close_matches(repository, ids, n=1)
             hint = f"did you mean {near[0]}? " if near else ""
             raise ModelNotFound(
                 f"the model {name!r} is not on this machine: no folder of that name, and the hub repository "

@@ -39,7 +39,7 @@ def location(name: str) -> str:
         try:
             find(name)
         except ModelNotFound as error:
-            raise ModelNotFound(f"{error}. Or put its folder into {place}") from error
+            raise ModelNotFound(f"{error}. Or put its folder into {place} under the name {name}") from error
         return name
     near = difflib.get_close_matches(name, listed(), n=3)
     hint = f"Did you mean {' or '.join(near)}?" if near else "Choose one from the list."
