@@ -52,6 +52,11 @@ def test_third_of_four_with_other_prompts_beside_it(demo):
     assert apart(batch.images[2], alone) <= 1
 
 
+def test_a_bare_text_is_no_request(demo):
+    with pytest.raises(InvalidRequest, match=r"not str: Request\('a red star'\)"):
+        demo.generate("a red star")
+
+
 def test_each_picture_may_have_its_own_seed(demo, star_pixels):
     result = demo.generate(dataclasses.replace(STAR, seed=[99, STAR.seed], count=2))
     assert result.seeds == [99, STAR.seed]

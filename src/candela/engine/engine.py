@@ -310,6 +310,9 @@ class Engine:
 
     def _resolved(self, request: Request) -> Request:
         """With every default filled in, and every tensor's shape held against this model."""
+        if not isinstance(request, Request):
+            kind = type(request).__name__
+            raise InvalidRequest(f"a request is a Request, not {kind}: Request({str(request)[:40]!r})")
         full = request.resolved(self.family, self.defaults)
         shape = self._latent_shape(full)
         if full.latents is not None and tuple(full.latents.shape[1:]) != shape:
