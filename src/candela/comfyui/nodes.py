@@ -16,7 +16,7 @@ from candela.comfyui import names
 log = logging.getLogger("candela")
 
 CATEGORY = "Candela"
-MAX_SEED = 2**64 - 1
+MAX_SEED = 2**64 - 1  # the engine's, which is not imported before a node runs
 ModelType = io.Custom("CANDELA_MODEL")
 PromptType = io.Custom("CANDELA_PROMPT")
 PRECISIONS = ["auto", "bfloat16", "float16", "float32"]

@@ -5,10 +5,8 @@ from __future__ import annotations
 import comfy.model_management as management
 import torch
 
-from candela.comfyui.latents import flat
+from candela.comfyui.latents import FACTOR, flat
 from candela.comfyui.models import LoadedModel, unloading_when_full
-
-FACTOR = 8
 
 
 class EngineVAE:
