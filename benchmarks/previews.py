@@ -7,7 +7,6 @@ after every step (JPEG included, as ComfyUI sends it), alternating in one proces
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import io
 import json
 import statistics
@@ -17,6 +16,7 @@ import torch
 from diffusers import ZImageTransformer2DModel
 
 from candela import Engine, Request, Step
+from candela.checkpoints import Components
 
 LARGER = {"dim": 768, "n_heads": 24, "n_kv_heads": 24, "n_layers": 9}
 
@@ -33,7 +33,7 @@ def main() -> None:
         if "pad_token" in name:  # uninitialised memory otherwise
             torch.nn.init.zeros_(parameter)
     transformer = transformer.to(engine.device, engine.dtype).eval().requires_grad_(False)
-    engine.components = dataclasses.replace(engine.components, transformer=transformer)
+    engine.components = Components({**engine.components.by_name, "transformer": transformer})
     request = Request("a red star", width=args.size, height=args.size, steps=4)
     conditioning = engine.encode(request.prompts)
 

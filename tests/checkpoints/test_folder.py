@@ -21,7 +21,9 @@ WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 def test_the_demo_reads_from_its_headers():
     folder = read_folder(DEMO_FOLDER)
     assert folder.pipeline == "ZImagePipeline"
-    assert folder.configs["transformer"]["cap_feat_dim"] == folder.configs["text_encoder"]["hidden_size"] == 128
+    assert (
+        folder.parts["transformer"].config["cap_feat_dim"] == folder.parts["text_encoder"].config["hidden_size"] == 128
+    )
     assert folder.bytes == sum(p.stat().st_size for p in DEMO_FOLDER.rglob("*.safetensors"))
 
 
@@ -42,7 +44,7 @@ def test_a_component_that_the_index_leaves_out_is_named(demo_copy):
     index = json.loads((demo_copy / "model_index.json").read_text())
     del index["vae"]
     (demo_copy / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(MismatchedModel, match="names no vae; z-image needs transformer, text_encoder"):
+    with pytest.raises(MismatchedModel, match="has no vae; z-image needs transformer, text_encoder"):
         Engine.load(demo_copy)
 
 

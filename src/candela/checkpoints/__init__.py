@@ -1,17 +1,21 @@
 """Files to components: find a model, read what it is from its headers, load its weights."""
 
 from candela.checkpoints.catalogue import CATALOGUE, Entry, Model, find, installed
-from candela.checkpoints.folder import Folder, read_folder
+from candela.checkpoints.checkpoint import Checkpoint, Part
+from candela.checkpoints.folder import read_folder
 from candela.checkpoints.loading import Components, load_components
+from candela.checkpoints.opening import read_checkpoint
 
 __all__ = [
     "CATALOGUE",
+    "Checkpoint",
     "Components",
     "Entry",
-    "Folder",
     "Model",
+    "Part",
     "find",
     "installed",
     "load_components",
+    "read_checkpoint",
     "read_folder",
 ]

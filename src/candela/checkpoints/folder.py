@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from candela.checkpoints.checkpoint import Checkpoint, Part
 from candela.checkpoints.safetensors_header import read_header
 from candela.errors import DamagedFile, MismatchedModel, ModelNotFound
 
@@ -15,27 +15,7 @@ WITH_WEIGHTS = ("transformer", "text_encoder", "vae")
 CONFIG_NAMES = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}
 
 
-@dataclass(frozen=True)
-class Folder:
-    """What a diffusers folder says of itself; no tensor has been read.
-
-    `classes` maps each component to (library, class name); `configs` holds the parsed JSON of each;
-    `defaults` are the folder's own preferred settings (`candela.json`), empty for most.
-    """
-
-    path: Path
-    pipeline: str
-    classes: dict[str, tuple[str, str]]
-    configs: dict[str, dict[str, Any]]
-    weights: dict[str, list[Path]]
-    defaults: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def bytes(self) -> int:
-        return sum(path.stat().st_size for paths in self.weights.values() for path in paths)
-
-
-def read_folder(path: Path) -> Folder:
+def read_folder(path: Path, model: str | None = None) -> Checkpoint:
     """Reads `model_index.json` and every component's configuration, and checks every weight file's header.
 
     Raises:
@@ -59,7 +39,7 @@ def read_folder(path: Path) -> Folder:
         for name, value in index.items()
         if isinstance(value, list) and len(value) == 2 and all(isinstance(v, str) for v in value)
     }
-    configs, weights = {}, {}
+    parts: dict[str, Part] = {}
     for name in (name for name in COMPONENTS if name in classes):  # what else a pipeline has is its family's affair
         config_name = CONFIG_NAMES.get(name, "config.json")
         config_file = path / name / config_name
@@ -68,16 +48,15 @@ def read_folder(path: Path) -> Folder:
                 f"{path}: the component {name!r} is missing: model_index.json names it, but there is no "
                 f"{name}/{config_name}. Download the model again, or copy the {name} folder into place"
             )
-        configs[name] = read_json(config_file)
-        if name in WITH_WEIGHTS:
-            weights[name] = _weight_files(path / name)
-            for file in weights[name]:
-                read_header(file)
+        files = _weight_files(path / name) if name in WITH_WEIGHTS else []
+        for file in files:
+            read_header(file)
+        parts[name] = Part(path / name, *classes[name], read_json(config_file), tuple(files))
     settings = path / "candela.json"
     defaults = read_json(settings).get("defaults", {}) if settings.is_file() else {}
     if not isinstance(defaults, dict):
         raise DamagedFile(f"{settings}: 'defaults' must be an object of settings. Correct or remove the file")
-    return Folder(path, pipeline, classes, configs, weights, defaults)
+    return Checkpoint(model or str(path), path, pipeline, parts, defaults)
 
 
 def read_json(path: Path) -> dict[str, Any]:

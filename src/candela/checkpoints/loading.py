@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from candela.checkpoints.folder import Folder
+from candela.checkpoints.checkpoint import Checkpoint, Part
 from candela.errors import DamagedFile, MismatchedModel
 
 # A language model's output head is stored beside its text encoder and not needed by it.
@@ -20,17 +20,25 @@ IGNORED = ("lm_head.",)
 
 @dataclass(frozen=True)
 class Components:
-    """The parts of one loaded model, each an object of diffusers' or transformers' own class."""
+    """The parts of one loaded model, each an object of diffusers' or transformers' own class, and an attribute
+    by the name that its pipeline gives it: `components.transformer`."""
 
-    transformer: Any
-    text_encoder: Any
-    tokenizer: Any
-    vae: Any
-    scheduler: Any
+    by_name: Mapping[str, Any]
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.__dict__["by_name"][name]
+        except KeyError:
+            raise AttributeError(f"this model has no {name!r}: it has {', '.join(self.by_name)}") from None
+
+    @property
+    def modules(self) -> dict[str, torch.nn.Module]:
+        """Those with weights."""
+        return {name: part for name, part in self.by_name.items() if isinstance(part, torch.nn.Module)}
 
 
-def load_components(folder: Folder, *, device: torch.device, dtype: torch.dtype) -> Components:
-    """Loads every component of `folder` from disk, in evaluation mode; nothing touches the network.
+def load_components(checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype) -> Components:
+    """Loads every component of `checkpoint` from disk, in evaluation mode; nothing touches the network.
 
     Raises:
         MismatchedModel: a class the libraries do not have, or weights that do not fill the model exactly.
@@ -38,20 +46,19 @@ def load_components(folder: Folder, *, device: torch.device, dtype: torch.dtype)
     """
     parts: dict[str, Any] = {}
     for name in ("transformer", "text_encoder", "vae"):
-        module = _load_weights(folder, name, dtype)
+        module = _load_weights(checkpoint.parts[name], name, dtype)
         # SDXL's VAE overflows in float16 and says so in its configuration.
         if name == "vae" and dtype == torch.float16 and module.config.force_upcast:
             module = module.float()
         parts[name] = module.to(device).eval().requires_grad_(False)
     from transformers import AutoTokenizer
 
-    with _library_errors(folder.path / "tokenizer", "the tokenizer cannot be read"):
-        parts["tokenizer"] = AutoTokenizer.from_pretrained(
-            folder.path / "tokenizer", local_files_only=True, trust_remote_code=False
-        )
-    scheduler = _class(folder, "scheduler")
-    parts["scheduler"] = scheduler.from_config(folder.configs["scheduler"])
-    return Components(**parts)
+    tokenizer = checkpoint.parts["tokenizer"].path
+    with _library_errors(tokenizer, "the tokenizer cannot be read"):
+        parts["tokenizer"] = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True, trust_remote_code=False)
+    scheduler = checkpoint.parts["scheduler"]
+    parts["scheduler"] = _class(scheduler, "scheduler").from_config(scheduler.config)
+    return Components(parts)
 
 
 @contextmanager
@@ -70,24 +77,24 @@ def _library_errors(path: Path, what: str) -> Iterator[None]:
         raise DamagedFile(f"{path}: {what}: {error}. Download it again") from error
 
 
-def _class(folder: Folder, name: str) -> Any:
-    library, class_name = folder.classes[name]
+def _class(part: Part, name: str) -> Any:
     found = None
-    if library in ("diffusers", "transformers"):
-        found = getattr(importlib.import_module(library), class_name, None)
+    if part.library in ("diffusers", "transformers"):
+        found = getattr(importlib.import_module(part.library), part.class_name, None)
     if found is None:
         raise MismatchedModel(
-            f"{folder.path}: the {name} is a {library}.{class_name}, which the installed {library} does not have. "
+            f"{part.path}: the {name} is a {part.library}.{part.class_name}, which the installed {part.library} does "
+            "not have. "
             "Candela runs classes of diffusers and transformers only, never code from a checkpoint"
         )
     return found
 
 
-def _load_weights(folder: Folder, name: str, dtype: torch.dtype) -> Any:
-    cls = _class(folder, name)
-    with _library_errors(folder.path / name, f"the weights do not load into {cls.__name__}"):
+def _load_weights(part: Part, name: str, dtype: torch.dtype) -> Any:
+    cls = _class(part, name)
+    with _library_errors(part.path, f"the weights do not load into {cls.__name__}"):
         module, info = cls.from_pretrained(
-            folder.path / name,
+            part.path,
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
@@ -103,7 +110,7 @@ def _load_weights(folder: Folder, name: str, dtype: torch.dtype) -> Any:
     ]
     if problems:
         raise MismatchedModel(
-            f"{folder.path / name}: the weights do not fit {cls.__name__} as its config.json describes it: "
+            f"{part.path}: the weights do not fit {cls.__name__} as its config.json describes it: "
             f"{'; '.join(problems)}. The configuration and the weights must come from the same model"
         )
     return module

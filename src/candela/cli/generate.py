@@ -56,16 +56,16 @@ def run(options: Options) -> int:
     settings = request_settings(options, record)
     model = options.model if options.model is not None else record.model if record else "demo"
 
-    from candela.checkpoints import find, read_folder
+    from candela.checkpoints import read_checkpoint
     from candela.engine import Engine, Request
     from candela.families import family_of
 
     quiet_libraries()
     began = time.perf_counter()
     request = Request(**settings)
-    folder = read_folder(find(model).folder)
-    family = family_of(folder)
-    request.resolved(family, family.defaults(folder))
+    checkpoint = read_checkpoint(model)
+    family = family_of(checkpoint)
+    request.resolved(family, family.defaults(checkpoint))
     target = Target(options.out, request.total)
     engine = Engine.load(model)
     request = engine.check(request)
@@ -105,7 +105,7 @@ def make_pictures(engine: Engine, request: Request, target: Target, quiet: bool)
             if not quiet:
                 print(path, flush=True)
     rounded = {stage: round(value, 4) for stage, value in seconds.items()}
-    return code, {"model": engine.model.name, "images": images, "seconds": rounded, "peak_bytes": peak, **failure}
+    return code, {"model": engine.model, "images": images, "seconds": rounded, "peak_bytes": peak, **failure}
 
 
 def request_settings(options: Options, record: Record | None) -> dict[str, Any]:

@@ -18,14 +18,14 @@ def run() -> int:
     here = installed()
     for model in here:
         try:
-            folder = read_folder(model.folder)
-            family = family_of(folder)
-            default = family.defaults(folder)
+            checkpoint = read_folder(model.folder)
+            family = family_of(checkpoint)
+            default = family.defaults(checkpoint)
         except CheckpointError as error:
             broken.append(f"{model.name}: {error}")
             continue
         picture = f"{default.width}x{default.height}, {default.steps} steps"
-        size = folder.bytes / 1e6
+        size = checkpoint.bytes / 1e6
         table.add_row(
             model.name,
             family.name,

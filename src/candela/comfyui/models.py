@@ -61,8 +61,7 @@ class ManagedResidency:
 
     def __init__(self, components: Components):
         self.patchers: dict[str, ModelPatcher] = {}
-        for name in WORK_PER_PIXEL.keys() | {"text_encoder"}:
-            component = getattr(components, name)
+        for name, component in components.modules.items():
             self.patchers[name] = WholePatcher(
                 Managed(component, torch.device("cpu")),
                 load_device=management.get_torch_device(),
@@ -138,7 +137,7 @@ def load(name: str, precision: str) -> LoadedModel:
     engine = _alive.get(key)
     if engine is None:
         began = time.perf_counter()
-        _make_room(names.folder(name).bytes)
+        _make_room(names.checkpoint(name).bytes)
         engine = Engine.load(
             names.location(name),
             device=device,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import folder_paths
 
-from candela.checkpoints import Folder, read_folder
+from candela.checkpoints import Checkpoint, read_checkpoint
 from candela.checkpoints.catalogue import CATALOGUE, find, installed
 from candela.errors import ModelNotFound
 
@@ -67,13 +67,13 @@ def fingerprint(name: str) -> str:
     return f"{root} {digest.hexdigest()}"
 
 
-def folder(name: str) -> Folder:
+def checkpoint(name: str) -> Checkpoint:
     """What the files of `name` say of themselves.
 
     Raises:
         CheckpointError: it is not here, or its files cannot be used.
     """
-    return read_folder(find(location(name)).folder)
+    return read_checkpoint(location(name))
 
 
 def _roots() -> list[str]:

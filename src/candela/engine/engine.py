@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from candela.checkpoints import Components, Folder, Model, find, load_components, read_folder
+from candela.checkpoints import Checkpoint, Components, load_components, read_checkpoint
 from candela.engine import memory, preview, sampling
 from candela.engine.device import pick_device, pick_dtype
 from candela.engine.request import Request
@@ -38,20 +38,20 @@ class Engine:
 
     def __init__(
         self,
-        model: Model,
-        folder: Folder,
+        checkpoint: Checkpoint,
         family: Family,
         components: Components,
         device: torch.device,
+        dtype: torch.dtype,
         load: float,
         residency: Residency | None = None,
     ):
-        self.model = model
+        self.model = checkpoint.name
         self.family = family
         self.components = components
-        self.defaults: Defaults = family.defaults(folder)
+        self.defaults: Defaults = family.defaults(checkpoint)
         self.device = device
-        self.dtype: torch.dtype = components.transformer.dtype
+        self.dtype = dtype
         self.load_seconds = load
         self.residency = residency or Resident()
         self._lock = threading.RLock()
@@ -81,14 +81,13 @@ class Engine:
         began = time.perf_counter()
         target = pick_device(device)
         precision = pick_dtype(dtype, target)
-        found = find(model)
-        folder = read_folder(found.folder)
-        family = family_of(folder)
+        checkpoint = read_checkpoint(model)
+        family = family_of(checkpoint)
         with memory.mapped(target):
             place = torch.device("cpu") if residency else target
-            components = load_components(folder, device=place, dtype=precision)
+            components = load_components(checkpoint, device=place, dtype=precision)
         manager = residency(components) if residency else None
-        return cls(found, folder, family, components, target, time.perf_counter() - began, manager)
+        return cls(checkpoint, family, components, target, precision, time.perf_counter() - began, manager)
 
     def generate(
         self, request: Request, *, on_step: OnStep | None = None, cancelled: Callable[[], bool] | None = None
@@ -229,7 +228,7 @@ class Engine:
             expected = self.components.transformer.config[family.text_width_key]
             if found != expected:
                 raise InvalidRequest(
-                    f"the encoded prompts have text features of width {found}; {self.model.name} expects {expected}: "
+                    f"the encoded prompts have text features of width {found}; {self.model} expects {expected}: "
                     "encode them with the same model"
                 )
             noise, start = self._noise_and_start(full)
@@ -275,7 +274,7 @@ class Engine:
         vae = self.components.vae
         if latents.ndim != 4 or latents.shape[1] != self.latent_channels:
             raise InvalidRequest(
-                f"latents of shape {list(latents.shape)} do not belong to {self.model.name}: "
+                f"latents of shape {list(latents.shape)} do not belong to {self.model}: "
                 f"its VAE takes [pictures, {self.latent_channels}, height / 8, width / 8]"
             )
         pictures = []
@@ -317,7 +316,7 @@ class Engine:
         shape = self._latent_shape(full)
         if full.latents is not None and tuple(full.latents.shape[1:]) != shape:
             raise InvalidRequest(
-                f"latents of shape {list(full.latents.shape)} do not belong to {self.model.name}: "
+                f"latents of shape {list(full.latents.shape)} do not belong to {self.model}: "
                 f"it takes [pictures, {', '.join(map(str, shape))}] at {full.width}x{full.height}"
             )
         if full.mask is not None and tuple(full.mask.shape[2:]) != shape[1:]:
@@ -371,7 +370,7 @@ class Engine:
             file = getattr(full.image, "filename", None)  # PIL's, where the picture was opened from one
             start = StartRecord(os.path.abspath(file) if file else None, pixels_sha256(full.image))
         return Record(
-            model=self.model.name,
+            model=self.model,
             family=self.family.name,
             prompt=full.prompts[prompt],
             negative_prompt=full.negatives[prompt] if full.negatives else None,

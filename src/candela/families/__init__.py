@@ -4,7 +4,7 @@ A new family is one new file and one entry in `FAMILIES`. Pipelines without a fi
 their own will run through `generic.py`.
 """
 
-from candela.checkpoints import Folder
+from candela.checkpoints import Checkpoint
 from candela.errors import MismatchedModel
 from candela.families.base import Conditioning, Defaults, Family, Predictor
 from candela.families.lumina_image_2 import LuminaImage2
@@ -16,15 +16,15 @@ __all__ = ["FAMILIES", "Conditioning", "Defaults", "Family", "Predictor", "famil
 FAMILIES: tuple[Family, ...] = (ZImage(), LuminaImage2(), LuminaNext())
 
 
-def family_of(folder: Folder) -> Family:
-    """The family that drives `folder`'s pipeline, with its components checked against each other.
+def family_of(checkpoint: Checkpoint) -> Family:
+    """The family that drives `checkpoint`'s pipeline, with its components checked against each other.
 
     Raises:
         MismatchedModel: no family drives this pipeline, or its components do not fit.
     """
     for family in FAMILIES:
-        if folder.pipeline in family.pipelines:
-            family.check_folder(folder)
+        if checkpoint.pipeline in family.pipelines:
+            family.check(checkpoint)
             return family
     known = ", ".join(f"{family.name} ({family.pipelines[0]})" for family in FAMILIES)
-    raise MismatchedModel(f"{folder.path} is a {folder.pipeline}; Candela runs {known}")
+    raise MismatchedModel(f"{checkpoint.path} is a {checkpoint.pipeline}; Candela runs {known}")

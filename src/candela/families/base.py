@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from candela.checkpoints import Components, Folder
+from candela.checkpoints import Checkpoint, Components
 from candela.errors import CandelaWarning, DamagedFile, InvalidRequest, MismatchedModel
 
 # (latents float32 [B, C, h, w] on the model's device, in its scale; timestep, scalar) -> velocity, likewise
@@ -66,52 +66,54 @@ class Family(ABC):
     # --- before loading ---------------------------------------------------------------------
 
     @abstractmethod
-    def variant_defaults(self, folder: Folder) -> Defaults: ...
+    def variant_defaults(self, checkpoint: Checkpoint) -> Defaults: ...
 
-    def defaults(self, folder: Folder) -> Defaults:
+    def defaults(self, checkpoint: Checkpoint) -> Defaults:
         """The folder's own preferences (candela.json) over the variant's.
 
         Raises:
             DamagedFile: a preference that is none, or not a number.
         """
         known = {field.name for field in dataclasses.fields(Defaults)}
-        for name, value in folder.defaults.items():
+        for name, value in checkpoint.defaults.items():
             if name not in known or isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise DamagedFile(
-                    f"{folder.path / 'candela.json'}: the default {name}={value!r} is not a number for one of "
+                    f"{checkpoint.path / 'candela.json'}: the default {name}={value!r} is not a number for one of "
                     f"{', '.join(sorted(known))}. Correct or remove it"
                 )
-        return dataclasses.replace(self.variant_defaults(folder), **folder.defaults)
+        return dataclasses.replace(self.variant_defaults(checkpoint), **checkpoint.defaults)
 
-    def check_folder(self, folder: Folder) -> None:
+    def check(self, checkpoint: Checkpoint) -> None:
         """Do the components fit each other, by their configurations?
 
         Raises:
             MismatchedModel: a component missing or of the wrong class, or two widths that differ, in numbers.
         """
         needed = ("transformer", "text_encoder", "tokenizer", "vae", "scheduler")
-        if absent := [name for name in needed if name not in folder.classes]:
+        parts = checkpoint.parts
+        if absent := [name for name in needed if name not in parts]:
             raise MismatchedModel(
-                f"{folder.path}: model_index.json names no {', '.join(absent)}; {self.name} needs "
-                f"{', '.join(needed)}. Download the model again"
+                f"{checkpoint.path} has no {', '.join(absent)}; {self.name} needs {', '.join(needed)}. "
+                "Download the model again"
             )
-        class_name = folder.classes["transformer"][1]
-        if class_name != self.transformer_class:
+        transformer, text_encoder, vae = (parts[name] for name in ("transformer", "text_encoder", "vae"))
+        if transformer.class_name != self.transformer_class:
             raise MismatchedModel(
-                f"{folder.path}: {self.name} needs a {self.transformer_class}, model_index.json names a {class_name}"
+                f"{checkpoint.path}: {self.name} needs a {self.transformer_class}; its transformer is a "
+                f"{transformer.class_name}"
             )
-        transformer, text_encoder = folder.configs["transformer"], folder.configs["text_encoder"]
-        expected, found = transformer.get(self.text_width_key), text_encoder.get("hidden_size")
+        expected, found = transformer.config.get(self.text_width_key), text_encoder.config.get("hidden_size")
         if expected != found:
             raise MismatchedModel(
-                f"{folder.path}: the transformer expects text features of width {expected}; this text encoder "
-                f"({folder.classes['text_encoder'][1]}) gives {found}. {self.name} is made for {self.text_encoder_hint}"
+                f"the transformer {transformer.path} expects text features of width {expected}; the text encoder "
+                f"{text_encoder.path} ({text_encoder.class_name}) gives {found}. {self.name} is made for "
+                f"{self.text_encoder_hint}"
             )
-        channels, latent_channels = transformer.get("in_channels"), folder.configs["vae"].get("latent_channels")
-        if channels != latent_channels:
+        expected, found = transformer.config.get("in_channels"), vae.config.get("latent_channels")
+        if expected != found:
             raise MismatchedModel(
-                f"{folder.path}: the transformer works on {channels} latent channels; this VAE has {latent_channels}. "
-                "Use the VAE that belongs to the model"
+                f"the transformer {transformer.path} works on {expected} latent channels; the VAE {vae.path} has "
+                f"{found}. Use the VAE that belongs to the model"
             )
 
     def check_size(self, width: int, height: int) -> None:

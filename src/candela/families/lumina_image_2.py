@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from candela.checkpoints import Components, Folder
+from candela.checkpoints import Checkpoint, Components
 from candela.families.base import Conditioning, Defaults, Family, Predictor, pad_features
 
 # The model's own system prompt, as in diffusers' Lumina2Pipeline.
@@ -27,7 +27,7 @@ class LuminaImage2(Family):
     max_side = 8192  # axes_lens [300, 512, 512]: 512 patches of 16 pixels
     guidance_off = 1.0
 
-    def variant_defaults(self, folder: Folder) -> Defaults:
+    def variant_defaults(self, checkpoint: Checkpoint) -> Defaults:
         return Defaults(steps=30, guidance=4.0)
 
     def template(self, components: Components, prompt: str, *, negative: bool) -> str:

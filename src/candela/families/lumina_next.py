@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from candela.checkpoints import Components, Folder
+from candela.checkpoints import Checkpoint, Components
 from candela.families.base import Conditioning, Defaults, Family, Predictor, pad_features
 
 ROTARY_SIDE = 384  # patches
@@ -23,7 +23,7 @@ class LuminaNext(Family):
     max_side = ROTARY_SIDE * 16
     guidance_off = 1.0
 
-    def variant_defaults(self, folder: Folder) -> Defaults:
+    def variant_defaults(self, checkpoint: Checkpoint) -> Defaults:
         return Defaults(steps=30, guidance=4.0)
 
     def template(self, components: Components, prompt: str, *, negative: bool) -> str:

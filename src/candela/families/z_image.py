@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from candela.checkpoints import Components, Folder
+from candela.checkpoints import Checkpoint, Components
 from candela.families.base import Conditioning, Defaults, Family, Predictor
 
 
@@ -20,9 +20,9 @@ class ZImage(Family):
     max_side = 8192  # axes_lens [1536, 512, 512]: 512 patches of 16 pixels
     guidance_off = 0.0
 
-    def variant_defaults(self, folder: Folder) -> Defaults:
+    def variant_defaults(self, checkpoint: Checkpoint) -> Defaults:
         """Turbo is distilled to 8 steps without guidance; its scheduler's shift is 3.0, Base's is 6.0."""
-        if folder.configs["scheduler"].get("shift") == 3.0:
+        if checkpoint.parts["scheduler"].config.get("shift") == 3.0:
             return Defaults(steps=8, guidance=0.0)
         return Defaults(steps=50, guidance=4.0)
 

@@ -1,0 +1,50 @@
+"""A model as it lies on disk, whatever its layout; no tensor has been read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Part:
+    """One component as it lies on disk.
+
+    Attributes:
+        path: its folder or file, for messages.
+        library, class_name: of the class it loads into, as model_index.json names them.
+        config: what the class is built from, parsed.
+        files: where the weights are; empty for tokenizers and schedulers.
+    """
+
+    path: Path
+    library: str
+    class_name: str
+    config: dict[str, Any] = field(default_factory=dict)
+    files: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What the files of one model say of themselves.
+
+    Attributes:
+        name: what the user calls it.
+        path: of the folder, or of the file that says most, for messages.
+        pipeline: diffusers' class that the model is made for.
+        parts: by the pipeline's own names (transformer, text_encoder, ...).
+        defaults: the model's own preferred settings (`candela.json`), empty for most.
+    """
+
+    name: str
+    path: Path
+    pipeline: str
+    parts: dict[str, Part]
+    defaults: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def bytes(self) -> int:
+        """Of all weights, as stored."""
+        files = {file for part in self.parts.values() for file in part.files}
+        return sum(file.stat().st_size for file in files)
