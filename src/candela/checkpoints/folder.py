@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from candela.checkpoints.checkpoint import Checkpoint, Part
-from candela.checkpoints.safetensors_header import read_header
+from candela.checkpoints.headers import read_header
 from candela.errors import DamagedFile, MismatchedModel, ModelNotFound
 
 COMPONENTS = ("transformer", "text_encoder", "tokenizer", "vae", "scheduler")

@@ -1,0 +1,84 @@
+"""The header of a weight file, whatever its format."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from candela.errors import DamagedFile
+
+MAX_TENSORS = 100_000  # the largest image models have about 10,000
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor as it lies in a file.
+
+    Attributes:
+        dtype: as the format spells it: F32, BF16, F8_E4M3, Q4_K.
+        shape: of the values that it stands for, rows first, also where they are packed into blocks (GGUF).
+        offset: of its first byte in the file.
+        bytes: that it takes there.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a weight file says of itself.
+
+    Attributes:
+        format: safetensors or gguf.
+        bytes: of the whole file.
+        metadata: text by name for safetensors; for GGUF its scalars, texts and short lists.
+    """
+
+    path: Path
+    format: str
+    bytes: int
+    tensors: dict[str, StoredTensor]
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Opens a regular file (a pipe or device would wait for ever).
+
+    Raises:
+        DamagedFile: it is something else.
+        OSError: it cannot be opened.
+    """
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise DamagedFile(f"{path} is not a regular file. Give the weight file itself")
+    return file
+
+
+def check_layout(path: Path, tensors: Iterable[StoredTensor], begin: int, size: int) -> None:
+    """Do the tensors lie within the file's data, begin..size, without overlapping?
+
+    Raises:
+        DamagedFile: no; the first offender is named, in numbers.
+    """
+    ordered = sorted(tensors, key=lambda tensor: (tensor.offset, tensor.bytes))
+    end, before = begin, "the header"
+    for tensor in ordered:
+        if tensor.offset < end:
+            raise DamagedFile(
+                f"{path}: the tensor {tensor.name[:80]!r} begins at byte {tensor.offset}, inside {before}, which ends "
+                f"at {end}. The file was not written by a sound program; download it again"
+            )
+        end, before = tensor.offset + tensor.bytes, repr(tensor.name[:80])
+    if end > size:
+        raise DamagedFile(
+            f"{path} is truncated: its header describes {end} bytes, the file has {size}. Download it again"
+        )
