@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from candela.checkpoints.contents import Found
 
 
 @dataclass(frozen=True)
@@ -16,6 +19,7 @@ class Part:
         library, class_name: of the class it loads into, as model_index.json names them.
         config: what the class is built from, parsed.
         files: where the weights are; empty for tokenizers and schedulers.
+        found: the component inside a weight file; None in a folder, from which the library itself loads.
     """
 
     path: Path
@@ -23,6 +27,7 @@ class Part:
     class_name: str
     config: dict[str, Any] = field(default_factory=dict)
     files: tuple[Path, ...] = ()
+    found: Found | None = None
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,7 @@ class Checkpoint:
         pipeline: diffusers' class that the model is made for.
         parts: by the pipeline's own names (transformer, text_encoder, ...).
         defaults: the model's own preferred settings (`candela.json`), empty for most.
+        assumed: what the files do not tell and was taken for granted, as a sentence; empty for most.
     """
 
     name: str
@@ -42,6 +48,7 @@ class Checkpoint:
     pipeline: str
     parts: dict[str, Part]
     defaults: dict[str, Any] = field(default_factory=dict)
+    assumed: str = ""
 
     @property
     def bytes(self) -> int:

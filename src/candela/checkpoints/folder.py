@@ -42,21 +42,43 @@ def read_folder(path: Path, model: str | None = None) -> Checkpoint:
     parts: dict[str, Part] = {}
     for name in (name for name in COMPONENTS if name in classes):  # what else a pipeline has is its family's affair
         config_name = CONFIG_NAMES.get(name, "config.json")
-        config_file = path / name / config_name
-        if not config_file.is_file():
+        if not (path / name / config_name).is_file():
             raise MismatchedModel(
                 f"{path}: the component {name!r} is missing: model_index.json names it, but there is no "
                 f"{name}/{config_name}. Download the model again, or copy the {name} folder into place"
             )
-        files = _weight_files(path / name) if name in WITH_WEIGHTS else []
-        for file in files:
-            read_header(file)
-        parts[name] = Part(path / name, *classes[name], read_json(config_file), tuple(files))
+        parts[name] = _part(path / name, name, *classes[name])
     settings = path / "candela.json"
     defaults = read_json(settings).get("defaults", {}) if settings.is_file() else {}
     if not isinstance(defaults, dict):
         raise DamagedFile(f"{settings}: 'defaults' must be an object of settings. Correct or remove the file")
     return Checkpoint(model or str(path), path, pipeline, parts, defaults)
+
+
+def read_component(path: Path, name: str) -> Part:
+    """Reads a component's own folder, outside a model: its class is what its configuration names.
+
+    Raises:
+        MismatchedModel: it has no configuration, or no weights.
+        DamagedFile: a JSON or weight file that cannot be read.
+    """
+    config_file = path / CONFIG_NAMES.get(name, "config.json")
+    if not config_file.is_file():
+        kind, found = name or "model", ", ".join(sorted(p.name for p in path.iterdir())[:6]) or "nothing"
+        raise MismatchedModel(f"{path} is no {kind} folder: it has no {config_file.name} (it holds: {found})")
+    config = read_json(config_file)
+    class_name = config.get("_class_name") or next(iter(config.get("architectures") or [""]))
+    if name != "tokenizer" and not class_name:
+        raise MismatchedModel(f"{config_file} names no class (_class_name or architectures). Download it again")
+    library = "transformers" if name in ("tokenizer", "text_encoder") else "diffusers"
+    return _part(path, name, library, class_name or "AutoTokenizer")
+
+
+def _part(path: Path, name: str, library: str, class_name: str) -> Part:
+    files = _weight_files(path) if name in WITH_WEIGHTS else []
+    for file in files:
+        read_header(file)
+    return Part(path, library, class_name, read_json(path / CONFIG_NAMES.get(name, "config.json")), tuple(files))
 
 
 def read_json(path: Path) -> dict[str, Any]:

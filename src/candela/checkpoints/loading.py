@@ -12,7 +12,9 @@ from typing import Any
 import torch
 
 from candela.checkpoints.checkpoint import Checkpoint, Part
-from candela.errors import DamagedFile, MismatchedModel
+from candela.checkpoints.filling import build
+from candela.checkpoints.tokenizers import load_tokenizer
+from candela.errors import CandelaError, DamagedFile, MismatchedModel
 
 # A language model's output head is stored beside its text encoder and not needed by it.
 IGNORED = ("lm_head.",)
@@ -46,16 +48,19 @@ def load_components(checkpoint: Checkpoint, *, device: torch.device, dtype: torc
     """
     parts: dict[str, Any] = {}
     for name in ("transformer", "text_encoder", "vae"):
-        module = _load_weights(checkpoint.parts[name], name, dtype)
+        part = checkpoint.parts[name]
+        if part.found:
+            with _library_errors(part.path, f"the {name} cannot be read"):
+                module: Any = build(part.found, device=device, dtype=dtype)
+        else:
+            module = _load_weights(part, name, dtype)
         # SDXL's VAE overflows in float16 and says so in its configuration.
         if name == "vae" and dtype == torch.float16 and module.config.force_upcast:
             module = module.float()
         parts[name] = module.to(device).eval().requires_grad_(False)
-    from transformers import AutoTokenizer
-
     tokenizer = checkpoint.parts["tokenizer"].path
     with _library_errors(tokenizer, "the tokenizer cannot be read"):
-        parts["tokenizer"] = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True, trust_remote_code=False)
+        parts["tokenizer"] = load_tokenizer(tokenizer)
     scheduler = checkpoint.parts["scheduler"]
     parts["scheduler"] = _class(scheduler, "scheduler").from_config(scheduler.config)
     return Components(parts)
@@ -67,7 +72,7 @@ def _library_errors(path: Path, what: str) -> Iterator[None]:
     no fault of the file and go on as what they are."""
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError):
+    except (CandelaError, MemoryError, torch.OutOfMemoryError):
         raise
     except ImportError as error:
         raise MismatchedModel(f"{path}: a Python package is missing to read it. {error}") from error

@@ -1,20 +1,188 @@
-"""What a user typed for a model -> what its files say of themselves."""
+"""What a user typed for a model -> what its files say of themselves.
+
+A model is a catalogue name, a folder in diffusers layout, the id of a hub repository already on disk, one weight file,
+or its components one by one: `transformer=FILE,text_encoder=FILE,vae=FILE`, where each may be a weight file, a
+component's folder, or a model that has one.
+"""
 
 from __future__ import annotations
 
 import os
+import re
+from pathlib import Path
 
-from candela.checkpoints.catalogue import find
-from candela.checkpoints.checkpoint import Checkpoint
-from candela.checkpoints.folder import read_folder
+from candela.checkpoints.architectures import TRANSFORMERS
+from candela.checkpoints.catalogue import find, installed
+from candela.checkpoints.checkpoint import Checkpoint, Part
+from candela.checkpoints.contents import Contents, Found, config_metadata, read_contents
+from candela.checkpoints.folder import COMPONENTS, read_component, read_folder
+from candela.checkpoints.variants import SCHEDULERS, Variant, variant_of
+from candela.errors import MismatchedModel, ModelNotFound
+
+NEEDED = ("transformer", "text_encoder", "vae")
+WEIGHT_FILES = (".safetensors", ".sft", ".gguf")
 
 
 def read_checkpoint(model: str | os.PathLike[str]) -> Checkpoint:
-    """Resolves `model` (a catalogue name, a folder in diffusers layout, the id of a hub repository already on disk)
-    and reads its headers.
+    """Resolves `model` and reads its headers; nothing is downloaded.
 
     Raises:
         ModelNotFound, MismatchedModel, DamagedFile: it is not here, or its files cannot be used.
     """
-    found = find(model)
-    return read_folder(found.folder, found.name)
+    name = os.fspath(model)
+    places = components(name)
+    if places is None:
+        found = find(name)
+        return read_folder(found.folder, found.name)
+    return _assembled(name, places)
+
+
+def components(model: str) -> dict[str, str] | None:
+    """What `model` names for each component, where it is not one folder or name: `{"": file}` for a single file.
+
+    Raises:
+        ModelNotFound: a component that there is not, twice the same, or one that names nothing.
+    """
+    if re.match(r"\s*\w+=", model) and not Path(model).exists():
+        pairs = [pair.partition("=") for pair in re.split(r",(?=\s*\w+=)", model)]
+        places = {key.strip(): value.strip() for key, _, value in pairs}
+        unknown = [key for key in places if key not in COMPONENTS]
+        if unknown or len(places) != len(pairs) or not all(places.values()):
+            wrong = f"{unknown[0]!r} is no component" if unknown else "a component is given twice, or as nothing"
+            raise ModelNotFound(f"{model!r}: {wrong}. Give each of {', '.join(COMPONENTS)} at most once, as NAME=PATH")
+        return places
+    path = Path(model).expanduser()
+    try:
+        is_file = path.is_file()
+    except (OSError, ValueError):
+        return None
+    if not is_file and path.suffix.lower() in WEIGHT_FILES:
+        raise ModelNotFound(f"there is no file {model}. Check its name, and the folder that it is looked for in")
+    return {"": model} if is_file else None
+
+
+def _assembled(name: str, places: dict[str, str]) -> Checkpoint:
+    """One checkpoint from the parts at `places`."""
+    opened: dict[str, Contents | Checkpoint | Part] = {}
+    parts: dict[str, Part] = {}
+    for component, place in places.items():
+        source = opened[place] = opened.get(place) or _open(component, place)
+        for wanted in (component,) if component else NEEDED:
+            if part := _part(source, wanted):
+                parts[wanted] = part
+            elif component:
+                raise MismatchedModel(f"{place} holds {_holds(source)}, not a {component.replace('_', ' ')}")
+    transformer = parts.get("transformer")
+    if transformer is None:
+        only = "" if parts else f"{name} holds {_holds(next(iter(opened.values())))}. "
+        given = f"; given: {', '.join(parts)}" if parts else ""
+        raise MismatchedModel(f"{only}A model needs a transformer{given}. Add it: {_usage(parts)}")
+    architecture = next((a for a in TRANSFORMERS if a.class_name == transformer.class_name), None)
+    if architecture is None:
+        raise MismatchedModel(
+            f"{transformer.path} is a {transformer.class_name}. From parts, Candela runs "
+            f"{', '.join(a.name for a in TRANSFORMERS)}; give the whole folder of another model"
+        )
+    if absent := [each for each in NEEDED if each not in parts]:
+        raise MismatchedModel(
+            f"{transformer.path} is the transformer of a {architecture.name} model; "
+            f"{' and '.join(each.replace('_', ' ') for each in absent)} {'are' if len(absent) > 1 else 'is'} missing. "
+            f"Add: {_usage(parts)}. In place of FILE, the name or folder of a whole model does as well"
+        )
+    source = opened[places.get("transformer", places.get("", ""))]
+    variant = variant_of(architecture.name, source.header if isinstance(source, Contents) else None)
+    defaults = source.defaults if isinstance(source, Checkpoint) else {}
+    if isinstance(source, Contents):
+        given_defaults = config_metadata(source.header).get("defaults")
+        defaults = given_defaults if isinstance(given_defaults, dict) else {}
+    if "scheduler" not in parts:
+        parts["scheduler"] = _scheduler(source, architecture.name, variant)
+    if "tokenizer" not in parts:
+        parts["tokenizer"] = _tokenizer(parts["text_encoder"], opened, places, architecture.name)
+    return Checkpoint(name, transformer.path, variant.pipeline, parts, defaults, variant.assumed)
+
+
+def _open(component: str, place: str) -> Contents | Checkpoint | Part:
+    """What is at `place`: a weight file's contents, a whole model, or a component's folder."""
+    path = Path(place).expanduser()
+    if path.is_file():
+        return read_contents(path)
+    if path.is_dir() and not (path / "model_index.json").is_file():
+        return read_component(path, component)
+    model = find(place)
+    return read_folder(model.folder, model.name)
+
+
+def _part(source: Contents | Checkpoint | Part, component: str) -> Part | None:
+    if isinstance(source, Part):
+        return source
+    if isinstance(source, Checkpoint):
+        return source.parts.get(component)
+    found = source.get(component)
+    return None if found is None else part_of(found)
+
+
+def part_of(found: Found) -> Part:
+    """A component inside a weight file, as a part of a checkpoint."""
+    path, architecture = found.header.path, found.architecture
+    return Part(path, architecture.library, architecture.class_name, found.config, (path,), found)
+
+
+def _holds(source: Contents | Checkpoint | Part) -> str:
+    if isinstance(source, Contents):
+        from candela.checkpoints.resemblance import describe
+
+        return describe(source)
+    if isinstance(source, Checkpoint):
+        return f"{', '.join(source.parts)} of a {source.pipeline}"
+    return f"a {source.class_name}"
+
+
+def _usage(parts: dict[str, Part]) -> str:
+    return ",".join(f"{name}={parts[name].path if name in parts else 'FILE'}" for name in NEEDED)
+
+
+def _scheduler(source: Contents | Checkpoint | Part, family: str, variant: Variant) -> Part:
+    """The model's own where it comes with one, else the one that the variant is published with."""
+    if isinstance(source, Checkpoint) and "scheduler" in source.parts:
+        return source.parts["scheduler"]
+    config = SCHEDULERS[family, variant.name]
+    path = Path(family)
+    if isinstance(source, Contents):
+        path = source.header.path
+        given = config_metadata(source.header).get("scheduler")
+        config = given if isinstance(given, dict) else config
+    return Part(path, "diffusers", "FlowMatchEulerDiscreteScheduler", config)
+
+
+def _tokenizer(
+    text_encoder: Part, opened: dict[str, Contents | Checkpoint | Part], places: dict[str, str], family: str
+) -> Part:
+    """The text encoder's own: beside it in a diffusers folder, inside its file, or that of a whole model of the same
+    family on this machine.
+
+    Raises:
+        MismatchedModel: none of them.
+    """
+    source = opened[places.get("text_encoder", places.get("", ""))]
+    if isinstance(source, Checkpoint) and "tokenizer" in source.parts:
+        return source.parts["tokenizer"]
+    if isinstance(source, Contents):
+        if source.header.format == "gguf" and "tokenizer.ggml.tokens" in source.header.metadata:
+            return Part(source.header.path, "transformers", "AutoTokenizer")
+        if source.sentencepiece:
+            return Part(source.header.path, "transformers", "AutoTokenizer")
+    beside = text_encoder.path.parent / "tokenizer"
+    if (beside / "tokenizer_config.json").is_file():
+        return Part(beside, "transformers", "AutoTokenizer")
+    for model in installed():
+        if model.name != "demo":
+            folder = read_folder(model.folder, model.name)
+            same = folder.parts.get("text_encoder")
+            if same and same.class_name == text_encoder.class_name and "tokenizer" in folder.parts:
+                return folder.parts["tokenizer"]
+    raise MismatchedModel(
+        f"{text_encoder.path} brings no tokenizer. Add tokenizer=FOLDER: the tokenizer folder of any {family} model "
+        "(tokenizer.json, or vocab.json and merges.txt, and tokenizer_config.json). A GGUF text encoder "
+        "has it inside"
+    )

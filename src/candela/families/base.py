@@ -75,10 +75,11 @@ class Family(ABC):
             DamagedFile: a preference that is none, or not a number.
         """
         known = {field.name for field in dataclasses.fields(Defaults)}
+        where = checkpoint.path / "candela.json" if checkpoint.path.is_dir() else checkpoint.path
         for name, value in checkpoint.defaults.items():
             if name not in known or isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise DamagedFile(
-                    f"{checkpoint.path / 'candela.json'}: the default {name}={value!r} is not a number for one of "
+                    f"{where}: the default {name}={value!r} is not a number for one of "
                     f"{', '.join(sorted(known))}. Correct or remove it"
                 )
         return dataclasses.replace(self.variant_defaults(checkpoint), **checkpoint.defaults)

@@ -10,6 +10,8 @@ from typing import Any
 Shapes = Mapping[str, tuple[int, ...]]
 Renames = tuple[tuple[str, str | tuple[str, ...]], ...]
 
+MAX_CANDIDATES = 8  # prefixes looked below; a file with more was made to keep us busy
+
 # A fused projection's rows: query, key, value.
 FUSED = (r"\.qkv\.", (".to_q.", ".to_k.", ".to_v."))
 
@@ -53,14 +55,14 @@ class Architecture:
 
     def prefixes(self, names: Iterable[str]) -> list[str]:
         """Every prefix below which `names` holds such a component."""
-        names, found = list(names), []
-        for anchor in self.anchors:
-            for name in names:
-                prefix = name.removesuffix(anchor)
-                if prefix != name and (not prefix or prefix.endswith(".")) and prefix not in found:
-                    below = self.renamed(other[len(prefix) :] for other in names if other.startswith(prefix))
-                    if all(mark in below for mark in self.marks):
-                        found.append(prefix)
+        names = list(names)
+        ends = (name.removesuffix(anchor) for anchor in self.anchors for name in names if name.endswith(anchor))
+        candidates = dict.fromkeys(prefix for prefix in ends if not prefix or prefix.endswith("."))
+        found = []
+        for prefix in list(candidates)[:MAX_CANDIDATES]:
+            below = self.renamed(name[len(prefix) :] for name in names if name.startswith(prefix))
+            if all(mark in below for mark in self.marks):
+                found.append(prefix)
         return found
 
     def renamed(self, names: Iterable[str]) -> dict[str, str]:

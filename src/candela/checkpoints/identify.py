@@ -1,0 +1,192 @@
+"""What files are, from their headers alone: no tensor is read, nothing heavy is imported."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from candela.checkpoints.architectures.text_encoders import KNOWN
+from candela.checkpoints.checkpoint import Checkpoint, Part
+from candela.checkpoints.contents import Contents, Found, read_contents
+from candela.checkpoints.folder import read_component, read_folder
+from candela.checkpoints.resemblance import Resemblance, nearest
+from candela.checkpoints.variants import variant_of
+from candela.errors import CandelaError, ModelNotFound
+
+SHOWN_METADATA = (
+    "general.architecture", "general.name", "general.quantized_by", "general.license", "modelspec.title",
+    "modelspec.architecture", "ss_base_model_version", "ss_network_module", "format",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Component:
+    """One component of a file or folder.
+
+    Attributes:
+        family: of a transformer; the kind of a text encoder (qwen3) or VAE.
+        variant: turbo or base, where a name tells; `evidence` is that name.
+        names: whose tensor names these are: the class's own (diffusers), the authors', llama.cpp's; and the prefix.
+        text_width: width of the text features that a transformer expects or a text encoder gives.
+        known_as: the model that a text encoder of this width is.
+    """
+
+    component: str
+    family: str
+    class_name: str
+    precision: str
+    parameters: int
+    bytes: int
+    variant: str = ""
+    evidence: str = ""
+    names: str = ""
+    text_width: int | None = None
+    known_as: str = ""
+    latent_channels: int | None = None
+    layers: int | None = None
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What one path is.
+
+    Attributes:
+        kind: model (a folder in diffusers layout), file, component (a folder of one), or unknown.
+        format: safetensors, gguf or diffusers.
+        rest: names of tensors that belong to no component found.
+        resembles: for an unknown file.
+    """
+
+    path: str
+    kind: str
+    format: str
+    bytes: int
+    tensors: int
+    components: tuple[Component, ...] = ()
+    pipeline: str = ""
+    metadata: dict[str, str] = field(default_factory=dict)
+    rest: tuple[str, ...] = ()
+    resembles: Resemblance | None = None
+
+
+def identify(path: str | os.PathLike[str]) -> Identity:
+    """Reads the headers of one weight file, a diffusers folder, or a component's folder.
+
+    Raises:
+        ModelNotFound: there is nothing at `path`.
+        DamagedFile, MismatchedModel: what is there cannot be read.
+    """
+    place = Path(path).expanduser()
+    if place.is_dir():
+        return _folder(place)
+    if not place.exists():
+        raise ModelNotFound(f"there is nothing at {place}. Check the path")
+    return _file(read_contents(place))
+
+
+def _file(contents: Contents) -> Identity:
+    header = contents.header
+    names = list(header.tensors)
+    metadata = {key: str(header.metadata[key])[:200] for key in SHOWN_METADATA if key in header.metadata}
+    components = tuple(component_of(found) for found in contents.found)
+    return Identity(
+        str(header.path), "file" if components else "unknown", header.format, header.bytes, len(names), components,
+        metadata=metadata, rest=contents.rest if components else (),
+        resembles=None if components else nearest(names),
+    )  # fmt: skip
+
+
+def component_of(found: Found) -> Component:
+    problem, config = "", {}
+    try:
+        config = found.config
+    except CandelaError as error:
+        problem = str(error)
+    if found.foreign:
+        problem = f"quantised with {found.foreign}, which is not read here"
+    architecture = found.architecture
+    variant = variant_of(architecture.name, found.header) if architecture.component == "transformer" else None
+    first = next(iter(found.weights), "")
+    original = any(first != name for name in architecture.renamed([first])) or any(
+        piece.part is not None for name in found.weights for piece in architecture.pieces(name)
+    )
+    program = (
+        "llama.cpp's" if first.startswith(("blk.", "token_embd")) else "the authors'" if original else "diffusers'"
+    )
+    if architecture.component == "text_encoder" and program != "llama.cpp's":
+        program = "transformers'"
+    width = _text_width(architecture.component, config)
+    return Component(
+        component=architecture.component,
+        family=architecture.name,
+        class_name=architecture.class_name,
+        precision=found.precision,
+        parameters=found.parameters,
+        bytes=found.bytes,
+        variant=variant.name if variant and variant.evidence else "",
+        evidence=variant.evidence if variant else "",
+        names=f"{program}{f', below {found.prefix}' if found.prefix else ''}",
+        text_width=width,
+        known_as=KNOWN.get((architecture.name, width or 0), ""),
+        latent_channels=config.get("latent_channels" if architecture.component == "vae" else "in_channels"),
+        layers=config.get("n_layers") or config.get("num_layers") or config.get("num_hidden_layers"),
+        problem=problem,
+    )
+
+
+def _text_width(component: str, config: dict[str, Any]) -> int | None:
+    keys = {"text_encoder": ("hidden_size",), "transformer": ("cap_feat_dim", "cross_attention_dim")}
+    return next((config[key] for key in keys.get(component, ()) if key in config), None)
+
+
+def _folder(path: Path) -> Identity:
+    if (path / "model_index.json").is_file():
+        checkpoint: Checkpoint = read_folder(path)
+        components = tuple(_part(name, part) for name, part in checkpoint.parts.items() if part.files)
+        tensors = sum(
+            len(read_contents(file).header.tensors) for part in checkpoint.parts.values() for file in part.files
+        )
+        return Identity(
+            str(path), "model", "diffusers", checkpoint.bytes, tensors, components, pipeline=checkpoint.pipeline
+        )
+    part = read_component(path, "")
+    contents = [read_contents(file) for file in part.files]
+    tensors = sum(len(each.header.tensors) for each in contents)
+    return Identity(
+        str(path), "component", "diffusers", sum(c.header.bytes for c in contents), tensors, (_part("", part),)
+    )
+
+
+def _part(name: str, part: Part) -> Component:
+    contents = [read_contents(file) for file in part.files]
+    stored = [tensor for each in contents for tensor in each.header.tensors.values()]
+    by_type: dict[str, int] = {}
+    for tensor in stored:
+        by_type[tensor.dtype] = by_type.get(tensor.dtype, 0) + tensor.bytes
+    kind = part.config.get("model_type", "")
+    width = _text_width("text_encoder" if kind else "transformer", part.config)
+    return Component(
+        component=name or part.class_name,
+        family=kind or part.class_name,
+        class_name=part.class_name,
+        precision=max(by_type, key=lambda dtype: by_type[dtype], default="empty"),
+        parameters=sum(_values(tensor.shape) for tensor in stored),
+        bytes=sum(tensor.bytes for tensor in stored),
+        names="diffusers'" if part.library == "diffusers" else "transformers'",
+        text_width=width,
+        known_as=KNOWN.get((kind, width or 0), ""),
+        latent_channels=part.config.get("latent_channels") or part.config.get("in_channels") if not kind else None,
+        layers=next(
+            (part.config[k] for k in ("n_layers", "num_layers", "num_hidden_layers") if k in part.config), None
+        ),
+    )
+
+
+def _values(shape: Sequence[int]) -> int:
+    import math
+
+    return math.prod(shape)

@@ -1,0 +1,133 @@
+"""Tensors out of weight files, as they are stored: plain, or packed with their scales."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from io import BufferedReader
+from typing import Any
+
+import torch
+
+from candela.checkpoints.contents import Found
+from candela.checkpoints.headers import Header, StoredTensor
+from candela.checkpoints.packed import BlockScaled, GGUFBlocks, Packed, Scaled, untiled
+from candela.errors import DamagedFile, MismatchedModel
+
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu,
+}  # fmt: skip
+
+
+def read_tensor(file: BufferedReader, tensor: StoredTensor) -> torch.Tensor:
+    """The tensor's values on the CPU, read rather than mapped: a file that shrinks meanwhile is an error, not a crash.
+
+    Blocks of ggml's types come as bytes, uint8 [..., bytes per row].
+
+    Raises:
+        DamagedFile: the file ends before the tensor does.
+    """
+    data = torch.empty(tensor.bytes, dtype=torch.uint8)
+    file.seek(tensor.offset)
+    view: Any = data.numpy()
+    if file.readinto(view) != tensor.bytes:
+        raise DamagedFile(f"{file.name} ends inside the tensor {tensor.name!r}. Download it again")
+    if tensor.dtype in DTYPES:
+        return data.view(DTYPES[tensor.dtype]).reshape(tensor.shape)
+    rows = tensor.shape[:-1]
+    return data.reshape(*rows, -1) if rows else data.reshape(1, -1)
+
+
+def stored_weights(found: Found) -> Iterator[tuple[str, torch.Tensor | Packed]]:
+    """Every weight of a component by its stored name, in the order of the file; quantised ones packed.
+
+    Raises:
+        MismatchedModel: a quantisation that is not read here, named.
+        DamagedFile: the file ends early, or a scale is missing.
+    """
+    if found.foreign:
+        raise MismatchedModel(
+            f"{found.header.path} is quantised with {found.foreign}, which is not read here. Take a GGUF, fp8, int8 or "
+            "bf16 file of the same model"
+        )
+    layers = _layers(found.header)
+    with open(found.header.path, "rb") as file:
+        for name, tensor in sorted(found.weights.items(), key=lambda item: item[1].offset):
+            yield name, _weight(file, found, name, tensor, layers)
+
+
+def _weight(
+    file: BufferedReader, found: Found, name: str, tensor: StoredTensor, layers: dict[str, dict]
+) -> torch.Tensor | Packed:
+    values, scheme = read_tensor(file, tensor), found.scheme(name)
+    base = name.removesuffix("weight")
+
+    def companion(*suffixes: str) -> torch.Tensor | None:
+        entry = next((found.tensors[base + s] for s in suffixes if base + s in found.tensors), None)
+        return None if entry is None else read_tensor(file, entry)
+
+    if scheme == "plain":
+        return values
+    if found.header.format == "gguf":
+        if tensor.dtype in DTYPES:
+            return values
+        return GGUFBlocks((values.shape[:-1].numel(), tensor.shape[-1]), values.flatten(0, -2), tensor.dtype)
+    described = companion("comfy_quant")
+    layer = layers.get(found.prefix + base.rstrip("."), {})
+    if described is not None:
+        layer = _json(found.header, bytes(described.numpy()))
+    scale = companion("weight_scale", "scale_weight")
+    if scheme == "fp8" and values.ndim != 2 and (scale is None or scale.numel() == 1):
+        return values.float() if scale is None else values.float() * scale.float()
+    if scheme == "unknown" or values.ndim != 2:
+        raise MismatchedModel(
+            f"{found.header.path}: the weight {name!r} is {tensor.dtype} {list(tensor.shape)} without a scale that "
+            "tells what its numbers mean. Take a GGUF, fp8 or bf16 file of the same model"
+        )
+    rows, columns = values.shape
+    kind = layer.get("format", scheme)
+    if kind == "mxfp8" or (scheme == "nvfp4"):
+        if scale is None:
+            raise DamagedFile(f"{found.header.path}: the weight {name!r} has no scales. Download it again")
+        per_block = 16 if scheme == "nvfp4" else 32
+        columns = columns * 2 if scheme == "nvfp4" else columns
+        second = companion("weight_scale_2") if scheme == "nvfp4" else torch.ones(1)
+        assert second is not None  # the scheme says so
+        blocks = untiled(_block_scale(scale, kind), rows, columns // per_block)
+        return BlockScaled((rows, columns), values, blocks, second.float().reshape(1))
+    if scale is None:
+        scale = torch.ones(1)
+    if scale.numel() not in (1, rows):
+        raise MismatchedModel(
+            f"{found.header.path}: the weight {name!r} has {scale.numel()} scales for {rows} rows: a scheme "
+            f"({kind}) that is not read here. Take a GGUF, fp8 or bf16 file of the same model"
+        )
+    options = {**layer.get("params", {}), **layer} if isinstance(layer.get("params", {}), dict) else layer
+    rotation = int(options.get("convrot_groupsize", 256)) if options.get("convrot") else 0
+    return Scaled((rows, columns), values, scale.float().reshape(-1, 1), rotation)
+
+
+def _block_scale(scale: torch.Tensor, kind: str) -> torch.Tensor:
+    """Stored as bytes by some programs, as the float that it is by others; -> float32."""
+    if kind == "mxfp8":
+        return torch.exp2(scale.view(torch.uint8).float() - 127)
+    return (scale.view(torch.float8_e4m3fn) if scale.dtype == torch.uint8 else scale).float()
+
+
+def _layers(header: Header) -> dict[str, dict]:
+    """What ComfyUI's metadata says of each quantised layer, by full name."""
+    text = header.metadata.get("_quantization_metadata")
+    layers = _json(header, text.encode()).get("layers", {}) if isinstance(text, str) else {}
+    return {name: layer for name, layer in layers.items() if isinstance(layer, dict)}
+
+
+def _json(header: Header, text: bytes) -> dict:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DamagedFile(f"{header.path}: how it is quantised is no JSON ({error}). Download it again") from error
+    if not isinstance(value, dict):
+        raise DamagedFile(f"{header.path}: how it is quantised is no JSON object. Download it again")
+    return value

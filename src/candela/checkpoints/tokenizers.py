@@ -1,0 +1,53 @@
+"""A text encoder's tokenizer, from its folder or from inside a weight file."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+# Qwen3's own template for one message of the user, which is all that an image model sends. Other versions of
+# Qwen's tokenizer (ComfyUI ships 2.5's) have the same words but another template, with a system message.
+QWEN3_CHAT = (
+    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def load_tokenizer(path: Path) -> Any:
+    """From a tokenizer's folder, a GGUF file with its vocabulary, or a weight file with a SentencePiece model.
+
+    Raises:
+        whatever the library raises for files that it cannot read.
+    """
+    from transformers import AutoTokenizer
+
+    options = {"local_files_only": True, "trust_remote_code": False}
+    if path.is_dir():
+        tokenizer = AutoTokenizer.from_pretrained(path, **options)
+        in_model = (path.parent / "model_index.json").is_file()
+    elif path.suffix.lower() == ".gguf":
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, **options)
+        in_model = False
+    else:
+        tokenizer = _from_sentencepiece(path)
+        in_model = False
+    if not in_model and "<|im_start|>" in tokenizer.get_vocab():
+        tokenizer.chat_template = QWEN3_CHAT
+    return tokenizer
+
+
+def _from_sentencepiece(path: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    from candela.checkpoints.contents import read_contents
+    from candela.checkpoints.tensors import read_tensor
+
+    stored = read_contents(path).sentencepiece
+    assert stored is not None  # the checkpoint said so
+    with open(path, "rb") as file, tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "tokenizer.model").write_bytes(bytes(read_tensor(file, stored).numpy()))
+        config = {"tokenizer_class": "GemmaTokenizer", "add_bos_token": True, "add_eos_token": False}
+        (Path(folder) / "tokenizer_config.json").write_text(json.dumps(config))
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
