@@ -400,8 +400,8 @@ def export(folder: Path, out: Path, family: str, layout: str) -> str:
     metadata = configs_of(folder, "transformer")
     quantizers = {
         "bf16": lambda tensors: tensors, "fp8": plain_fp8, "scaled-fp8": scaled_fp8,
-        "comfy-fp8": lambda tensors: scaled_fp8(tensors, marked=True), "int8": lambda tensors: int8_convrot(tensors, 16),
-        "nvfp4": nvfp4,
+        "comfy-fp8": lambda tensors: scaled_fp8(tensors, marked=True), "nvfp4": nvfp4,
+        "int8": lambda tensors: int8_convrot(tensors, 16),
     }  # fmt: skip
     if layout in quantizers:
         path = write_safetensors(out / f"z_image_turbo_{layout}.safetensors", quantizers[layout](transformer), metadata)

@@ -137,3 +137,49 @@ def lumina_next(folder: Path) -> Path:
         tokenizer=tokenizer(bos=True),
     ).save_pretrained(folder)
     return folder
+
+
+def wide(family: str, folder: Path) -> Path:
+    """A model of the family whose matrices have rows of 256 and more, as quantised formats want them, with weights
+    that bfloat16 holds exactly."""
+    text = {
+        "vocab_size": 261, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "max_position_embeddings": 512,
+    }  # fmt: skip
+    shared = {"sample_size": 16, "num_layers": 1, "num_kv_heads": 2, "multiple_of": 256}
+    if family == "z-image":
+        transformer = ZImageTransformer2DModel(
+            dim=256, n_layers=2, n_refiner_layers=1, n_heads=4, n_kv_heads=4, cap_feat_dim=256,
+            axes_dims=[16, 24, 24], axes_lens=[1536, 512, 512],
+        )  # fmt: skip
+        encoder, pipeline = Qwen3Model(Qwen3Config(**text)), ZImagePipeline
+    elif family == "lumina-image-2":
+        transformer = Lumina2Transformer2DModel(
+            in_channels=16, hidden_size=768, num_refiner_layers=1, num_attention_heads=8,
+            axes_dim_rope=(32, 32, 32), axes_lens=(300, 512, 512), cap_feat_dim=256, **shared,
+        )  # fmt: skip
+        encoder, pipeline = Gemma2Model(Gemma2Config(**text, query_pre_attn_scalar=64)), Lumina2Pipeline
+    else:
+        transformer = LuminaNextDiT2DModel(
+            in_channels=4, hidden_size=256, num_attention_heads=4, cross_attention_dim=256, **shared
+        )
+        with torch.no_grad():  # the authors' one set of queries is two in diffusers
+            for layer in transformer.layers:
+                layer.gate.fill_(0.5)
+        encoder, pipeline = GemmaModel(GemmaConfig(**text)), LuminaPipeline
+    channels = 4 if family == "lumina-next" else 16
+    randomize(transformer, 11, std=0.02)  # as such models are initialised
+    randomize(encoder, 12, std=0.02)
+    if family == "lumina-next":
+        with torch.no_grad():
+            for layer in transformer.layers:
+                layer.attn2.to_q.weight.copy_(layer.attn1.to_q.weight)
+                layer.attn2.norm_q.load_state_dict(layer.attn1.norm_q.state_dict())
+    pipeline(
+        transformer=transformer.bfloat16(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=6.0),
+        vae=vae(channels, 13, 0.1159 if channels == 16 else None, 0.3611).bfloat16(),
+        text_encoder=encoder.bfloat16(),
+        tokenizer=tokenizer(chat=family == "z-image", bos=family != "z-image"),
+    ).save_pretrained(folder)
+    return folder

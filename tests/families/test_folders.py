@@ -49,7 +49,9 @@ def test_a_pipeline_with_components_of_other_kinds_is_named_for_what_it_is(demo_
 
 def test_a_wrong_text_encoder_is_told_in_widths(demo_copy):
     edit(demo_copy / "text_encoder" / "config.json", hidden_size=2304)
-    with pytest.raises(MismatchedModel, match=r"width 128; the text encoder .*text_encoder \(Qwen3Model\) gives 2304"):
+    with pytest.raises(
+        MismatchedModel, match=r"width 128 \(a qwen3\); the text encoder .*text_encoder gives 2304 \(Qwen3Model\)"
+    ):
         family_of(read_folder(demo_copy))
 
 

@@ -152,7 +152,7 @@ class Found:
                 base = name.removesuffix("weight")
                 scaled = any(base + suffix in self.tensors for suffix in ("weight_scale", "scale_weight"))
                 label = f"scaled {tensor.dtype}" if scaled else tensor.dtype
-            sizes[label] += tensor.bytes
+            sizes[label] += math.prod(tensor.shape)
             tensors[label] += 1
         main = sizes.most_common(1)[0][0] if sizes else "empty"
         if len(tensors) < 2:

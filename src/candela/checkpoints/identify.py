@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -110,15 +110,10 @@ def component_of(found: Found) -> Component:
         problem = f"quantised with {found.foreign}, which is not read here"
     architecture = found.architecture
     variant = variant_of(architecture.name, found.header) if architecture.component == "transformer" else None
-    first = next(iter(found.weights), "")
-    original = any(first != name for name in architecture.renamed([first])) or any(
-        piece.part is not None for name in found.weights for piece in architecture.pieces(name)
-    )
-    program = (
-        "llama.cpp's" if first.startswith(("blk.", "token_embd")) else "the authors'" if original else "diffusers'"
-    )
-    if architecture.component == "text_encoder" and program != "llama.cpp's":
-        program = "transformers'"
+    own = architecture.renamed(found.weights)
+    program = "the authors'" if any(name != stored for name, stored in own.items()) else "diffusers'"
+    if architecture.component == "text_encoder":
+        program = "llama.cpp's" if "token_embd.weight" in found.weights else "transformers'"
     width = _text_width(architecture.component, config)
     return Component(
         component=architecture.component,
@@ -174,7 +169,7 @@ def _part(name: str, part: Part) -> Component:
         family=kind or part.class_name,
         class_name=part.class_name,
         precision=max(by_type, key=lambda dtype: by_type[dtype], default="empty"),
-        parameters=sum(_values(tensor.shape) for tensor in stored),
+        parameters=sum(math.prod(tensor.shape) for tensor in stored),
         bytes=sum(tensor.bytes for tensor in stored),
         names="diffusers'" if part.library == "diffusers" else "transformers'",
         text_width=width,
@@ -184,9 +179,3 @@ def _part(name: str, part: Part) -> Component:
             (part.config[k] for k in ("n_layers", "num_layers", "num_hidden_layers") if k in part.config), None
         ),
     )
-
-
-def _values(shape: Sequence[int]) -> int:
-    import math
-
-    return math.prod(shape)

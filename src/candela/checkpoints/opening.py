@@ -102,6 +102,20 @@ def _assembled(name: str, places: dict[str, str]) -> Checkpoint:
     return Checkpoint(name, transformer.path, variant.pipeline, parts, defaults, variant.assumed)
 
 
+def parts_at(place: str) -> dict[str, Part]:
+    """The components that `place` has, by name: a weight file, a component's folder, or a whole model.
+
+    Raises:
+        ModelNotFound, MismatchedModel, DamagedFile: it is not here, or cannot be used.
+    """
+    source = _open("", place)
+    if isinstance(source, Part):
+        kinds = {"Transformer": "transformer", "DiT": "transformer", "UNet": "transformer", "Autoencoder": "vae"}
+        name = next((kind for word, kind in kinds.items() if word in source.class_name), "text_encoder")
+        return {name: source}
+    return {name: part for name in NEEDED if (part := _part(source, name))}
+
+
 def _open(component: str, place: str) -> Contents | Checkpoint | Part:
     """What is at `place`: a weight file's contents, a whole model, or a component's folder."""
     path = Path(place).expanduser()

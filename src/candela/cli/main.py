@@ -33,7 +33,11 @@ def generate(
         Path | None, typer.Option("--prompts", metavar="FILE", help="A text file with one prompt per line.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Name, folder, or id of a downloaded hub repository. (default: demo)")
+        str | None,
+        typer.Option(
+            help="Name, folder, weight file, id of a downloaded hub repository, or transformer=PATH,text_encoder=PATH,"
+            "vae=PATH. (default: demo)"
+        ),
     ] = None,
     negative: Annotated[str | None, typer.Option(help="What the picture should not show (needs guidance).")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels, a multiple of 16.")] = None,
@@ -85,6 +89,21 @@ def show(image: Annotated[Path, typer.Argument(help="A PNG made by Candela.")]) 
         return 0
 
     _guarded(run)
+
+
+@app.command()
+def identify(
+    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Weight files, or folders of a model.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say what files are, from their headers alone; of several, whether they form one model."""
+
+    def run() -> int:
+        from candela.cli.identify import run
+
+        return run(paths, as_json)
+
+    _guarded(run, as_json)
 
 
 @app.command()

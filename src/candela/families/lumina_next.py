@@ -18,7 +18,8 @@ class LuminaNext(Family):
     pipelines = ("LuminaPipeline", "LuminaText2ImgPipeline")
     transformer_class = "LuminaNextDiT2DModel"
     text_width_key = "cross_attention_dim"
-    text_encoder_hint = "Gemma-2B, width 2048"
+    text_encoder, text_width = "gemma", 2048
+    vae = "SDXL's, 4 channels (sdxl_vae.safetensors)"
     max_tokens = 256
     max_side = ROTARY_SIDE * 16
     guidance_off = 1.0

@@ -111,7 +111,8 @@ GEMMA_2 = Architecture(
     library="transformers",
     class_name="Gemma2Model",
     anchors=ANCHORS,
-    marks=(*MARKS, "layers.0.pre_feedforward_layernorm.weight"),
+    # The first alone would be Gemma 1's as well: llama.cpp's ffn_norm is another norm there.
+    marks=(*MARKS, "layers.0.pre_feedforward_layernorm.weight", "layers.0.post_feedforward_layernorm.weight"),
     renames=(
         *LLAMA_CPP,
         (r"\.post_attention_norm\.", ".post_attention_layernorm."),
