@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -410,3 +411,85 @@ def export(folder: Path, out: Path, family: str, layout: str) -> str:
     text = write_safetensors(out / "text_encoder.safetensors", text_encoder, configs_of(folder, "text_encoder"))
     decoder = write_safetensors(out / "ae.safetensors", autoencoder, configs_of(folder, "vae"))
     return f"transformer={path},text_encoder={text},vae={decoder},tokenizer={tokenizer}"
+
+
+# --- full size, without the bytes ---------------------------------------------------------------
+
+Shapes = dict[str, tuple[int, ...]]
+WIDTHS = {"F32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1, "I8": 1, "U8": 1}
+
+
+def published(family: str) -> tuple[Shapes, str, Shapes]:
+    """The transformer's and text encoder's shapes as published -> (transformer, kind of encoder, encoder)."""
+    from accelerate import init_empty_weights
+    from diffusers import Lumina2Transformer2DModel, LuminaNextDiT2DModel, ZImageTransformer2DModel
+
+    with init_empty_weights():
+        if family == "z-image":
+            transformer, kind = ZImageTransformer2DModel(), "qwen3"
+        elif family == "lumina-image-2":
+            transformer, kind = Lumina2Transformer2DModel(cap_feat_dim=2304), "gemma2"
+        else:
+            transformer, kind = LuminaNextDiT2DModel(num_kv_heads=8, num_layers=24), "gemma"
+    return {n: tuple(t.shape) for n, t in transformer.state_dict().items()}, kind, encoder(kind)
+
+
+def encoder(kind: str, **changes) -> Shapes:
+    """Shapes of a text encoder as published: Qwen3-4B, Gemma-2-2B, Gemma-2B; or with `changes` to its config."""
+    from accelerate import init_empty_weights
+    from transformers import Gemma2Config, Gemma2Model, GemmaConfig, GemmaModel, Qwen3Config, Qwen3Model
+
+    with init_empty_weights():
+        if kind == "qwen3":
+            sizes = {"hidden_size": 2560, "num_hidden_layers": 36, "intermediate_size": 9728, "num_attention_heads": 32,
+                     "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936}  # fmt: skip
+            model = Qwen3Model(Qwen3Config(**(sizes | changes)))
+        elif kind == "gemma2":
+            model = Gemma2Model(Gemma2Config(**changes))
+        else:
+            sizes = {"hidden_size": 2048, "num_hidden_layers": 18, "intermediate_size": 16384,
+                     "num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 256}  # fmt: skip
+            model = GemmaModel(GemmaConfig(**(sizes | changes)))
+    return {n: tuple(t.shape) for n, t in model.state_dict().items()}
+
+
+def named(shapes: Shapes, rename: Callable[[Tensors], Tensors]) -> Shapes:
+    """Shapes under other names, fused where they are."""
+    return {n: tuple(t.shape) for n, t in rename({n: torch.empty(s, device="meta") for n, s in shapes.items()}).items()}
+
+
+def hollow(path: Path, shapes: Shapes, dtype: str = "BF16", metadata: dict[str, str] | None = None) -> Path:
+    """A safetensors file of full size whose data is a hole in the disk."""
+    at = 0
+    header: dict[str, Any] = {"__metadata__": metadata or {}}
+    for name, shape in shapes.items():
+        size = int(np.prod(shape)) * WIDTHS[dtype]
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + at)
+    return path
+
+
+def hollow_gguf(path: Path, architecture: str, shapes: Shapes, kind: str, metadata: dict | None = None) -> Path:
+    """A GGUF file of full size whose data is a hole in the disk; matrices in `kind`."""
+    writer = gguf.GGUFWriter(path, architecture)
+    for key, value in (metadata or {}).items():
+        writer.add_array(key, value) if isinstance(value, list) else writer.add_string(key, value)
+    total = 0
+    for name, shape in shapes.items():
+        stored = gguf.GGMLQuantizationType[kind if len(shape) == 2 and shape[-1] % 256 == 0 else "F32"]
+        block, width = gguf.GGML_QUANT_SIZES[stored]
+        size = int(np.prod(shape)) // block * width
+        packed = (*shape[:-1], shape[-1] // block * width) if block > 1 else shape
+        writer.add_tensor_info(name, packed, np.dtype(np.uint8 if block > 1 else np.float32), size, raw_dtype=stored)
+        total += -(-size // 32) * 32
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    with path.open("r+b") as file:
+        file.truncate(-(-path.stat().st_size // 32) * 32 + total)
+    return path

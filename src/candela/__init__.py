@@ -24,6 +24,10 @@ _HOMES = {
     "Step": "candela.engine",
     "Conditioning": "candela.families",
     "Model": "candela.checkpoints",
+    "Identity": "candela.checkpoints",
+    "identify": "candela.checkpoints",
+    "Fit": "candela.checkpoints",
+    "fit": "candela.checkpoints",
     "Record": "candela.record",
     "read_record": "candela.record",
     "CandelaError": "candela.errors",
@@ -41,7 +45,11 @@ _HOMES = {
 __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
+    from candela.checkpoints import Fit as Fit
+    from candela.checkpoints import Identity as Identity
     from candela.checkpoints import Model as Model
+    from candela.checkpoints import fit as fit
+    from candela.checkpoints import identify as identify
     from candela.engine import Engine as Engine
     from candela.engine import Request as Request
     from candela.engine import Result as Result

@@ -67,7 +67,8 @@ def run(options: Options) -> int:
     family = family_of(checkpoint)
     request.resolved(family, family.defaults(checkpoint))
     target = Target(options.out, request.total)
-    engine = Engine.load(model)
+    with spoken_warnings(muted=False):
+        engine = Engine.load(model)
     request = engine.check(request)
     target.prepare()
     if record:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from candela.checkpoints.identify import Component, Identity, identify
+from candela.checkpoints.fitting import fit
+from candela.checkpoints.identity import Component, Identity, identify
 from candela.cli.output import error_report, print_json, say
 from candela.errors import CandelaError, CheckpointError
 
@@ -26,8 +27,6 @@ def run(paths: list[str], as_json: bool) -> int:
     }
     verdict = ""
     if len(paths) > 1 and not failures:
-        from candela.families.fitting import fit
-
         fitting = fit(paths)
         report["fit"] = {**asdict(fitting), "complete": fitting.complete}
         code = 2 if fitting.problem else code

@@ -7,6 +7,7 @@ import itertools
 import os
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from candela.engine.request import Request
 from candela.engine.residency import Residency, Resident
 from candela.engine.result import Result, Seconds
 from candela.engine.sampling import OnStep
-from candela.errors import Cancelled, InvalidRequest
+from candela.errors import Cancelled, CandelaWarning, InvalidRequest
 from candela.families import Conditioning, Defaults, Family, family_of
 from candela.families.base import warn_unused_negative
 from candela.record import Record, pixels_sha256, versions
@@ -83,6 +84,8 @@ class Engine:
         precision = pick_dtype(dtype, target)
         checkpoint = read_checkpoint(model)
         family = family_of(checkpoint)
+        if checkpoint.assumed:
+            warnings.warn(checkpoint.assumed, CandelaWarning, stacklevel=2)
         with memory.mapped(target):
             place = torch.device("cpu") if residency else target
             components = load_components(checkpoint, device=place, dtype=precision)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 
-from candela.checkpoints import Checkpoint, Components, Part
-from candela.checkpoints.architectures.text_encoders import KNOWN
+from candela.checkpoints import Checkpoint, Components
+from candela.checkpoints.fitting import check_fit
 from candela.errors import CandelaWarning, DamagedFile, InvalidRequest, MismatchedModel
 
 # (latents float32 [B, C, h, w] on the model's device, in its scale; timestep, scalar) -> velocity, likewise
@@ -57,9 +57,6 @@ class Family(ABC):
     pipelines: ClassVar[tuple[str, ...]]  # the `_class_name`s in model_index.json
     transformer_class: ClassVar[str]
     text_width_key: ClassVar[str]  # where the transformer's config keeps the width of text features
-    text_encoder: ClassVar[str]  # the kind that it is made for, by its architecture's name
-    text_width: ClassVar[int]  # of the published models, for messages
-    vae: ClassVar[str]  # the one that it is made for, in words
     max_tokens: ClassVar[int]  # of a prompt, template included
     max_side: ClassVar[int]  # pixels; the reach of the model's position tables
     guidance_off: ClassVar[float]  # at or below this guidance there is no negative pass
@@ -100,42 +97,12 @@ class Family(ABC):
                 f"{checkpoint.path} has no {', '.join(absent)}; {self.name} needs {', '.join(needed)}. "
                 "Download the model again"
             )
-        self.check_fit(parts)
-
-    def check_fit(self, parts: Mapping[str, Part]) -> None:
-        """Do those of transformer, text encoder and VAE that there are fit each other?
-
-        Raises:
-            MismatchedModel: a component of the wrong kind, or two widths that differ, in numbers.
-        """
-        transformer, text_encoder, vae = (parts.get(name) for name in ("transformer", "text_encoder", "vae"))
-        if transformer is None:
-            return
-        if transformer.class_name != self.transformer_class:
+        if parts["transformer"].class_name != self.transformer_class:
             raise MismatchedModel(
-                f"{transformer.path}: {self.name} needs a {self.transformer_class}; this is a {transformer.class_name}"
+                f"{checkpoint.path}: {self.name} needs a {self.transformer_class}; its transformer is a "
+                f"{parts['transformer'].class_name}"
             )
-        if text_encoder is not None:
-            expected, found = transformer.config.get(self.text_width_key), text_encoder.config.get("hidden_size")
-            kind = text_encoder.config.get("model_type") or (
-                text_encoder.found and text_encoder.found.architecture.name
-            )
-            if expected != found or (kind or self.text_encoder) != self.text_encoder:
-                wanted = KNOWN.get((self.text_encoder, expected or 0), f"a {self.text_encoder}")
-                given = KNOWN.get((kind or "", found or 0), text_encoder.class_name)
-                usual = KNOWN[self.text_encoder, self.text_width]
-                raise MismatchedModel(
-                    f"the transformer {transformer.path} expects text features of width {expected} ({wanted}); the "
-                    f"text encoder {text_encoder.path} gives {found} ({given}). Use {wanted} as text encoder"
-                    f"{'' if expected == self.text_width else f' ({self.name} as published takes {usual})'}"
-                )
-        if vae is not None:
-            expected, found = transformer.config.get("in_channels"), vae.config.get("latent_channels")
-            if expected != found:
-                raise MismatchedModel(
-                    f"the transformer {transformer.path} works on {expected} latent channels; the VAE {vae.path} has "
-                    f"{found}. Use the VAE that belongs to the model: {self.vae}"
-                )
+        check_fit(parts)
 
     def check_size(self, width: int, height: int) -> None:
         """

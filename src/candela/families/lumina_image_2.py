@@ -22,8 +22,6 @@ class LuminaImage2(Family):
     pipelines = ("Lumina2Pipeline", "Lumina2Text2ImgPipeline")
     transformer_class = "Lumina2Transformer2DModel"
     text_width_key = "cap_feat_dim"
-    text_encoder, text_width = "gemma2", 2304
-    vae = "Flux's, 16 channels (ae.safetensors)"
     max_tokens = 256
     max_side = 8192  # axes_lens [300, 512, 512]: 512 patches of 16 pixels
     guidance_off = 1.0

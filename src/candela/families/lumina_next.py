@@ -18,8 +18,6 @@ class LuminaNext(Family):
     pipelines = ("LuminaPipeline", "LuminaText2ImgPipeline")
     transformer_class = "LuminaNextDiT2DModel"
     text_width_key = "cross_attention_dim"
-    text_encoder, text_width = "gemma", 2048
-    vae = "SDXL's, 4 channels (sdxl_vae.safetensors)"
     max_tokens = 256
     max_side = ROTARY_SIDE * 16
     guidance_off = 1.0

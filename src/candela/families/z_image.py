@@ -15,8 +15,6 @@ class ZImage(Family):
     pipelines = ("ZImagePipeline", "ZImageImg2ImgPipeline", "ZImageInpaintPipeline")
     transformer_class = "ZImageTransformer2DModel"
     text_width_key = "cap_feat_dim"
-    text_encoder, text_width = "qwen3", 2560
-    vae = "Flux's, 16 channels (ae.safetensors)"
     max_tokens = 512
     max_side = 8192  # axes_lens [1536, 512, 512]: 512 patches of 16 pixels
     guidance_off = 0.0

@@ -26,6 +26,24 @@ class Piece:
 
 
 @dataclass(frozen=True)
+class Wants:
+    """What a transformer needs beside it.
+
+    Attributes:
+        text_encoder: the kind, by its architecture's name; `text_width` is that of the published models.
+        text_width_key, channels_key: where the transformer's configuration keeps the width of text features and the
+            number of latent channels.
+        vae: the autoencoder, in words.
+    """
+
+    text_encoder: str
+    text_width: int
+    text_width_key: str
+    vae: str
+    channels_key: str = "in_channels"
+
+
+@dataclass(frozen=True)
 class Architecture:
     """One kind of component.
 
@@ -35,10 +53,12 @@ class Architecture:
         library, class_name: of the class that it loads into; empty for what is only recognised.
         anchors: endings of stored names, one of which any such file has; what stands before it is the prefix.
         marks: names (after renaming) that must all be there.
+        absent: patterns of names that its relatives have and it has not.
         renames: (pattern, replacement) in turn, from any program's names to the class's own. A replacement of
             several names means that all of them share the tensor.
         ignored: patterns of tensors (after renaming) that the class has no use for.
         config: shapes by renamed name -> what the class is built from, as far as the file tells.
+        wants: of a transformer, the components that it works with.
         norm_offset: what llama.cpp adds to every norm's weight when it writes a GGUF.
     """
 
@@ -51,6 +71,8 @@ class Architecture:
     renames: Renames = ()
     ignored: tuple[str, ...] = ()
     config: Callable[[Shapes], dict[str, Any]] = lambda shapes: {}
+    absent: tuple[str, ...] = ()
+    wants: Wants | None = None
     norm_offset: float = 0.0
 
     def prefixes(self, names: Iterable[str]) -> list[str]:
@@ -61,7 +83,8 @@ class Architecture:
         found = []
         for prefix in list(candidates)[:MAX_CANDIDATES]:
             below = self.renamed(name[len(prefix) :] for name in names if name.startswith(prefix))
-            if all(mark in below for mark in self.marks):
+            foreign = any(re.search(pattern, name) for pattern in self.absent for name in below)
+            if all(mark in below for mark in self.marks) and not foreign:
                 found.append(prefix)
         return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from candela.checkpoints.architectures.architecture import Architecture, Shapes, count
+from candela.checkpoints.architectures.architecture import Architecture, Shapes, Wants, count
 
 SHARED_RENAMES = (
     (r"^cap_embedder\.", "time_caption_embed.caption_embedder."),
@@ -69,4 +69,5 @@ LUMINA_IMAGE_2 = Architecture(
     ),
     ignored=(r"^norm_final\.weight$",),  # in the authors' code, without use
     config=config,
+    wants=Wants("gemma2", 2304, "cap_feat_dim", "Flux's, 16 channels (ae.safetensors)"),
 )

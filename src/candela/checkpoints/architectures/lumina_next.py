@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from candela.checkpoints.architectures.architecture import Architecture, Shapes, count
+from candela.checkpoints.architectures.architecture import Architecture, Shapes, Wants, count
 from candela.checkpoints.architectures.lumina_image_2 import SHARED_RENAMES, feed_forward
 
 
@@ -51,4 +51,5 @@ LUMINA_NEXT = Architecture(
         *SHARED_RENAMES,
     ),
     config=config,
+    wants=Wants("gemma", 2048, "cross_attention_dim", "SDXL's, 4 channels (sdxl_vae.safetensors)"),
 )

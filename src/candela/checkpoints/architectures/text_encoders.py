@@ -100,6 +100,7 @@ QWEN3 = Architecture(
     class_name="Qwen3Model",
     anchors=ANCHORS,
     marks=(*MARKS, "layers.0.self_attn.q_norm.weight"),
+    absent=(r"^layers\.0\.post_(feedforward_layernorm|ffw_norm)\.",),  # Gemma 3
     renames=(*LLAMA_CPP, (r"\.ffn_norm\.", ".post_attention_layernorm.")),
     ignored=IGNORED,
     config=qwen3,
@@ -113,6 +114,7 @@ GEMMA_2 = Architecture(
     anchors=ANCHORS,
     # The first alone would be Gemma 1's as well: llama.cpp's ffn_norm is another norm there.
     marks=(*MARKS, "layers.0.pre_feedforward_layernorm.weight", "layers.0.post_feedforward_layernorm.weight"),
+    absent=(r"^layers\.0\.self_attn\.q_norm\.",),  # Gemma 3
     renames=(
         *LLAMA_CPP,
         (r"\.post_attention_norm\.", ".post_attention_layernorm."),
@@ -131,6 +133,8 @@ GEMMA = Architecture(
     class_name="GemmaModel",
     anchors=ANCHORS,
     marks=(*MARKS, "layers.0.post_attention_layernorm.weight"),
+    # Qwen 2 and 3, Gemma 2 and 3
+    absent=(r"^layers\.0\.self_attn\.q_(norm\.|proj\.bias)", r"^layers\.0\.(pre_feedforward|post_ff)"),
     renames=(*LLAMA_CPP, (r"\.ffn_norm\.", ".post_attention_layernorm.")),
     ignored=IGNORED,
     config=gemma,

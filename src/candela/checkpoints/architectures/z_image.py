@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from candela.checkpoints.architectures.architecture import Architecture, Shapes, count
+from candela.checkpoints.architectures.architecture import Architecture, Shapes, Wants, count
 
 
 def config(shapes: Shapes) -> dict[str, Any]:
@@ -51,6 +51,7 @@ Z_IMAGE = Architecture(
     renames=RENAMES,
     ignored=(r"^norm_final\.weight$",),  # in the authors' code, without use
     config=config,
+    wants=Wants("qwen3", 2560, "cap_feat_dim", "Flux's, 16 channels (ae.safetensors)"),
 )
 
 Z_IMAGE_CONTROLNET = Architecture(
