@@ -67,6 +67,11 @@ def _assembled(name: str, places: dict[str, str]) -> Checkpoint:
     parts: dict[str, Part] = {}
     for component, place in places.items():
         source = opened[place] = opened.get(place) or _open(component, place)
+        if isinstance(source, Contents) and source.found and source.rest:
+            raise MismatchedModel(
+                f"{place} holds {_holds(source)}, and {len(source.rest)} tensors beside that belong to neither "
+                f"({', '.join(source.rest[:3])}{', ...' if len(source.rest) > 3 else ''}). Is it what it claims to be?"
+            )
         for wanted in (component,) if component else NEEDED:
             if part := _part(source, wanted):
                 parts[wanted] = part
