@@ -3,7 +3,7 @@
 from candela.checkpoints.catalogue import CATALOGUE, Entry, Model, find, installed
 from candela.checkpoints.checkpoint import Checkpoint, Part
 from candela.checkpoints.folder import read_folder
-from candela.checkpoints.loading import Components, load_components
+from candela.checkpoints.loading import Components, load_components, part_class
 from candela.checkpoints.opening import read_checkpoint
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "find",
     "installed",
     "load_components",
+    "part_class",
     "read_checkpoint",
     "read_folder",
 ]

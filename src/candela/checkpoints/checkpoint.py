@@ -35,6 +35,7 @@ class Checkpoint:
         pipeline: diffusers' class that the model is made for.
         parts: by the pipeline's own names (transformer, text_encoder, ...).
         defaults: the model's own preferred settings (`candela.json`), empty for most.
+        options: what else model_index.json says to the pipeline, such as `force_zeros_for_empty_prompt`; components that are null there are None.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Checkpoint:
     pipeline: str
     parts: dict[str, Part]
     defaults: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:
