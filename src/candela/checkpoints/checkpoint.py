@@ -35,7 +35,8 @@ class Checkpoint:
         pipeline: diffusers' class that the model is made for.
         parts: by the pipeline's own names (transformer, text_encoder, ...).
         defaults: the model's own preferred settings (`candela.json`), empty for most.
-        options: what else model_index.json says to the pipeline, such as `force_zeros_for_empty_prompt`; components that are null there are None.
+        options: what else model_index.json says to the pipeline, such as `force_zeros_for_empty_prompt`; a
+            component that is null there is None here.
     """
 
     name: str

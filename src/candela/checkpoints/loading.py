@@ -86,10 +86,20 @@ def _library_errors(path: Path, what: str) -> Iterator[None]:
 
 
 @functools.cache
-def _pipeline_modules() -> set[str]:
+def _homes(library: str) -> tuple[str, ...]:
+    """The modules that may hold a class that model_index.json puts into `library`: never one from outside."""
+    if library == "transformers":
+        return (library,)
     import diffusers.pipelines
+    import diffusers.pipelines.deprecated as deprecated
 
-    return {module.name for module in pkgutil.iter_modules(diffusers.pipelines.__path__)}
+    current, old = (
+        {module.name: f"{package.__name__}.{module.name}" for module in pkgutil.iter_modules(package.__path__)}
+        for package in (diffusers.pipelines, deprecated)
+    )
+    if library == "diffusers":
+        return (library, *old.values())
+    return tuple(modules[library] for modules in (current, old) if library in modules)
 
 
 def part_class(part: Part, name: str) -> Any:
@@ -99,11 +109,8 @@ def part_class(part: Part, name: str) -> Any:
     Raises:
         MismatchedModel: no such class.
     """
-    found = None
-    if part.library in ("diffusers", "transformers"):
-        found = getattr(importlib.import_module(part.library), part.class_name, None)
-    elif part.library in _pipeline_modules():
-        found = getattr(importlib.import_module(f"diffusers.pipelines.{part.library}"), part.class_name, None)
+    homes = map(importlib.import_module, _homes(part.library))
+    found = next((cls for home in homes if (cls := getattr(home, part.class_name, None))), None)
     if found is None:
         raise MismatchedModel(
             f"{part.path}: the {name} is a {part.library}.{part.class_name}, which the installed {part.library} does "
@@ -126,7 +133,9 @@ def _load_weights(part: Part, name: str, dtype: torch.dtype) -> Any:
             variant=HALF if f".{HALF}." in files[0].name else None,
         )
     missing = sorted(info["missing_keys"])
-    unexpected = sorted(key for key in info["unexpected_keys"] if not key.startswith(IGNORED) and not key.endswith(COUNTED))
+    unexpected = sorted(
+        key for key in info["unexpected_keys"] if not key.startswith(IGNORED) and not key.endswith(COUNTED)
+    )
     mismatched = sorted(str(key[0]) for key in info["mismatched_keys"])
     problems = [
         f"{len(keys)} {label} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"

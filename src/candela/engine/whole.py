@@ -87,15 +87,17 @@ class WholePipelineEngine(Engine):
     ) -> Callable[[int, int], None]:
         """Picture `index`'s progress as steps of the whole request."""
         assert full.steps
-        began, before = time.perf_counter(), index * full.steps
+        number = full.steps
+        began, before, told = time.perf_counter(), index * number, 0
 
         def report(done: int, total: int) -> None:
-            nonlocal began
-            steps = max(before + total, full.steps * full.total)
+            nonlocal began, told
+            steps = max(before + total, number * full.total)
             if cancelled is not None and cancelled():
                 raise Cancelled(before + done, steps)
             seconds, began = time.perf_counter() - began, time.perf_counter()
-            if on_step is not None and done:
+            fresh, told = done > told, done
+            if on_step is not None and fresh:
                 on_step(Step(before + done, steps, seconds, torch.empty(0), lambda latents: []))
 
         return report

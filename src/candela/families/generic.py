@@ -13,6 +13,7 @@ import copy
 import functools
 import inspect
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,13 +23,13 @@ import numpy as np
 import torch
 
 from candela.checkpoints import Checkpoint, Components, Part, part_class
-from candela.errors import CandelaError, GenerationError, InvalidRequest, MismatchedModel
+from candela.errors import CandelaError, CandelaWarning, GenerationError, InvalidRequest, MismatchedModel
 from candela.families.base import Conditioning, Defaults, Family, Predictor
 
 DECODERS = ("vae", "movq", "vqgan", "vqvae")
 # With any other argument the decoder is given more than a latent (Amused: token ids and a shape).
 DECODER_OPTIONS = {"return_dict", "generator", "force_not_quantize"}
-GUIDANCE = ("guidance_scale", "true_cfg_scale", "prior_guidance_scale")
+GUIDANCE = ("guidance_scale", "true_cfg_scale", "distilled_guidance_scale", "prior_guidance_scale")
 STEPS = ("num_inference_steps", "steps")
 SAFE_SIDE = 1024  # a multiple of every patch
 OnProgress = Callable[[int, int], None]  # (steps done, of how many); may raise to stop the run
@@ -170,17 +171,18 @@ class Generic(Family):
 
     def _default_size(self) -> tuple[int, int]:
         """Height and width: of the call, else those that the pipeline itself computes from its configuration."""
-        own = [self.settings[name].default if name in self.settings else None for name in ("height", "width")]
-        if all(isinstance(side, int) for side in own):
+        own = [self.settings[name].default for name in ("height", "width") if name in self.settings]
+        if len(own) == 2 and all(isinstance(side, int) for side in own):
             return own[0], own[1]
         sample = getattr(self.skeleton, "default_sample_size", None)
         for name in ("unet", "transformer", "prior_transformer"):
             part = self.checkpoint.parts.get(name)
             sample = sample or (part and part.config.get("sample_size"))
-        sides = list(sample) if isinstance(sample, (list, tuple)) else [sample] * 2
+        sides: list[Any] = list(sample) if isinstance(sample, (list, tuple)) else [sample] * 2
         if not all(isinstance(side, int) for side in sides):
             return SAFE_SIDE, SAFE_SIDE
-        height, width = (-(-side * self.latent_factor // self.size_multiple) * self.size_multiple for side in sides)
+        factor = getattr(self.skeleton, "vae_scale_factor", self.latent_factor)
+        height, width = (-(-side * factor // self.size_multiple) * self.size_multiple for side in sides)
         return height, width
 
     def _skeleton(self) -> Any | None:
@@ -210,12 +212,12 @@ class Generic(Family):
                 default = ours if parameter.default is inspect.Parameter.empty else parameter.default
                 given[name] = None if default is inspect.Parameter.empty else default
         wanted = {name: value for name, value in given.items() if name in inspect.signature(check).parameters}
-        with _overheard(self.cls.__module__) as heard:
+        with _overheard({self.cls.__module__}, "divisible", "multiple") as heard:
             try:
                 check(**wanted)
             except Exception as error:
                 return str(error)
-        return next((text for text in heard if "divisible" in text or "multiple" in text), None)
+        return next(iter(heard), None)
 
     # --- text: the pipeline's own affair ------------------------------------------------------
 
@@ -289,6 +291,8 @@ class Generic(Family):
             "use_resolution_binning": False,  # the size that was asked for, not the nearest trained one
             "max_area": width * height,  # or Flux Kontext scales every size to a megapixel
         }
+        if steps != 2:  # Sana Sprint's default for this is for two steps, and refused with any other number
+            wanted["intermediate_timesteps"] = None
         if negative:  # without, each pipeline has a default of its own
             wanted["negative_prompt"] = negative
         arguments = {str(name): value for name, value in wanted.items() if name in self.settings}
@@ -296,7 +300,9 @@ class Generic(Family):
         pipeline = self.build(components.by_name)
         for part in _with_parts_inside(pipeline):
             part.progress_bar = bars.bar
-        with _left_at(decoder_of(components.by_name), bars) as left:
+            self._watch_size(part, width, height)
+        modules = {type(part).__module__ for part in _with_parts_inside(pipeline)}
+        with _left_at(decoder_of(components.by_name)) as left, _said_aloud(self.name, modules, "truncated"):
             try:
                 images = pipeline(**arguments)[0]  # `images` of most, `image` of some
             except _Reached:
@@ -306,7 +312,7 @@ class Generic(Family):
             except Exception as error:
                 if error is bars.raised or "can't allocate memory" in str(error):
                     raise
-                if isinstance(error, ImportError):
+                if isinstance(error, (ImportError, NameError)):  # the latter where the import was optional: ftfy
                     raise MismatchedModel(f"{self.name} needs a Python package that is missing: {error}") from error
                 if isinstance(error, (ValueError, TypeError)) and not bars.done:
                     raise InvalidRequest(f"{self.name} refuses this: {error}") from error
@@ -318,11 +324,34 @@ class Generic(Family):
         factor = factor or self.latent_factor
         found = (result.shape[3] * factor, result.shape[2] * factor)
         if found != (width, height):
-            raise InvalidRequest(
-                f"{self.name} makes a picture of {found[0]}x{found[1]} when asked for {width}x{height}: ask for "
-                f"{found[0]}x{found[1]}, or leave the size out"
-            )
+            self._refuse_size(found, width, height)
         return result
+
+    def _watch_size(self, pipeline: Any, width: int, height: int) -> None:
+        """Some pipelines round a size, or scale it to the one they were trained on, without a word. Most then call
+        `prepare_latents` with what they made of it, before the first step."""
+        real = getattr(pipeline, "prepare_latents", None)
+        if real is None:
+            return
+
+        @functools.wraps(real)
+        def instead(*given: Any, **named: Any) -> Any:
+            bound = inspect.signature(real).bind(*given, **named).arguments
+            sides: tuple[Any, Any] = (bound.get("width"), bound.get("height"))
+            if len(shape := bound.get("shape", ())) == 4 and decoder_of(vars(pipeline)):
+                sides = shape[3] * self.latent_factor, shape[2] * self.latent_factor
+            # A size in latents, of which the pixels are a multiple, is none of our business.
+            if all(isinstance(side, int) for side in sides) and (width % sides[0] or height % sides[1]):
+                self._refuse_size(sides, width, height)
+            return real(*given, **named)
+
+        pipeline.prepare_latents = instead
+
+    def _refuse_size(self, found: tuple[int, int], width: int, height: int) -> NoReturn:
+        raise InvalidRequest(
+            f"{self.name} makes a picture of {found[0]}x{found[1]} when asked for {width}x{height}: ask for "
+            f"{found[0]}x{found[1]}, or leave the size out"
+        )
 
     def finish(self, components: Components, decoded: torch.Tensor) -> torch.Tensor:
         """What the pipeline does to decoded pixels [1, 3, H, W] before they are a picture -> in -1..1."""
@@ -355,9 +384,9 @@ def spatial_factor(decoder: Any | None) -> int:
     if decoder is None:
         return 1
     config = decoder.config
-    for found in (getattr(decoder, "spatial_compression_ratio", None), config.get("scale_factor_spatial")):
-        if isinstance(found, int):
-            return found
+    told = config.get("spatial_compression_ratio") or config.get("scale_factor_spatial")
+    if told := told or vars(decoder).get("spatial_compression_ratio"):
+        return told
     if "up_down_scale_factor" in config:  # PaellaVQModel
         return config["up_down_scale_factor"] ** config["levels"]
     return 2 ** (len(config.get("block_out_channels", (1, 1, 1, 1))) - 1)
@@ -382,12 +411,12 @@ def picture(values: torch.Tensor) -> torch.Tensor:
     return (values.squeeze(2) if values.ndim == 5 else values).detach().float()
 
 
-class _Reached(BaseException):  # noqa: N818  # not an error: no `except Exception` of a pipeline may take it for one
+class _Reached(BaseException):  # not an error: no `except Exception` of a pipeline may take it for one
     """The pipeline has called its decoder: the latents are finished."""
 
 
 @contextmanager
-def _left_at(decoder: Any | None, bars: _Bars) -> Iterator[list[torch.Tensor]]:
+def _left_at(decoder: Any | None) -> Iterator[list[torch.Tensor]]:
     """While this lasts, a call of `decoder.decode` that is given one picture's latents puts them into the list and
     ends the pipeline's run. Any other call goes through."""
     taken: list[torch.Tensor] = []
@@ -497,24 +526,36 @@ def _stand_in(name: str, part: Part) -> Any:
 
 
 @contextmanager
-def _overheard(logger_name: str) -> Iterator[list[str]]:
-    """What a module logs meanwhile, kept off the terminal."""
+def _overheard(modules: set[str], *words: str) -> Iterator[list[str]]:
+    """What these modules log meanwhile with one of `words` in it, whatever the level; it does not get further."""
     heard: list[str] = []
-    logger = logging.getLogger(logger_name)
+    loggers = [logging.getLogger(module) for module in modules]
+    levels = [logger.level for logger in loggers]
 
-    class Ear(logging.Filter):
-        def filter(self, record: logging.LogRecord) -> bool:
+    def listen(record: logging.LogRecord) -> bool:
+        ours = any(word in record.getMessage() for word in words)
+        if ours:
             heard.append(record.getMessage())
-            return False
+        return not ours and record.levelno >= logging.getLogger("diffusers").level
 
-    ear, level = Ear(), logger.level
-    logger.addFilter(ear)
-    logger.setLevel(logging.WARNING)
+    for logger in loggers:
+        logger.addFilter(listen)
+        logger.setLevel(logging.WARNING)
     try:
         yield heard
     finally:
-        logger.removeFilter(ear)
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels):
+            logger.removeFilter(listen)
+            logger.setLevel(level)
+
+
+@contextmanager
+def _said_aloud(name: str, modules: set[str], word: str) -> Iterator[None]:
+    """Our own warnings of what a pipeline only writes into its log."""
+    with _overheard(modules, word) as heard:
+        yield
+    for text in dict.fromkeys(heard):
+        warnings.warn(f"{name}: {text}", CandelaWarning, stacklevel=4)
 
 
 def _parameters(method: Any) -> Mapping[str, inspect.Parameter]:
