@@ -455,17 +455,21 @@ def qwen_image():
     )  # fmt: skip
 
 
+def flux_2_vae():
+    made = d.AutoencoderKLFlux2(
+        latent_channels=4, block_out_channels=[4, 4, 4, 4], layers_per_block=1, norm_num_groups=2,
+        mid_block_add_attention=False,
+    )  # fmt: skip
+    return randomize(made, 39, std=0.2)
+
+
 def flux_2_klein():
     transformer = d.Flux2Transformer2DModel(
         in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
         joint_attention_dim=48, axes_dims_rope=(4, 4, 4, 4), guidance_embeds=False,
     )  # fmt: skip
-    vae = d.AutoencoderKLFlux2(
-        latent_channels=4, block_out_channels=[4, 4, 4, 4], layers_per_block=1, norm_num_groups=2,
-        mid_block_add_attention=False,
-    )  # fmt: skip
     return d.Flux2KleinPipeline(
-        scheduler=euler(use_dynamic_shifting=True), vae=randomize(vae, 39, std=0.2), text_encoder=qwen3(28),
+        scheduler=euler(use_dynamic_shifting=True), vae=flux_2_vae(), text_encoder=qwen3(28),
         tokenizer=words(512, chat=True), transformer=randomize(transformer, 40),
     )  # fmt: skip
 
@@ -493,18 +497,49 @@ def bria():
     )  # fmt: skip
 
 
-def prx(cls=d.PRXPipeline, **more):
-    pixels = cls is not d.PRXPipeline
-    transformer = d.PRXTransformer2DModel(
-        in_channels=3 if pixels else 16, patch_size=8 if pixels else 2, context_in_dim=16, hidden_size=16,
-        mlp_ratio=2.0,
-        num_heads=2, depth=1, axes_dim=[4, 4],
+def wan_vae():
+    made = d.AutoencoderKLWan(
+        base_dim=8, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True],
+        patch_size=2, in_channels=12, out_channels=12, scale_factor_spatial=16,
     )  # fmt: skip
-    parts = {} if pixels else {"vae": kl(16, 0.1159)}
-    encoder = t5() if not pixels else qwen3(2, t.Qwen3Model)
-    return cls(
-        transformer=randomize(transformer, 43), scheduler=euler(), text_encoder=encoder, tokenizer=words(128),
-        default_sample_size=64, **parts, **more,
+    return randomize(made, 54, std=0.2)
+
+
+def bria_fibo():
+    transformer = d.BriaFiboTransformer2DModel(
+        in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=32, axes_dims_rope=[4, 4, 8], text_encoder_dim=16,
+    )  # fmt: skip
+    smol = t.SmolLM3ForCausalLM(t.SmolLM3Config(**{**QWEN, "vocab_size": 128_001}, pad_token_id=0))
+    return d.BriaFiboPipeline(
+        transformer=randomize(transformer, 49), scheduler=euler(use_dynamic_shifting=True), vae=wan_vae(),
+        text_encoder=randomize(smol, 50), tokenizer=words(1024, bos=True),
+    )  # fmt: skip
+
+
+def ernie():
+    transformer = d.ErnieImageTransformer2DModel(
+        hidden_size=32, num_attention_heads=2, num_layers=1, ffn_hidden_size=32, in_channels=16, out_channels=16,
+        patch_size=1, text_in_dim=16, rope_axes_dim=(4, 4, 8),
+    )  # fmt: skip
+    return d.ErnieImagePipeline(
+        transformer=randomize(transformer, 51), vae=flux_2_vae(), text_encoder=qwen3(2, t.Qwen3Model),
+        tokenizer=words(512), scheduler=euler(), pe=None, pe_tokenizer=None,
+    )  # fmt: skip
+
+
+def latent_diffusion():
+    from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
+
+    bert = LDMBertModel(
+        LDMBertConfig(
+            vocab_size=VOCABULARY, encoder_layers=1, encoder_ffn_dim=16, encoder_attention_heads=2, head_dim=8,
+            d_model=16
+        )
+    )  # fmt: skip
+    return d.LDMTextToImagePipeline(
+        vqvae=kl(), bert=randomize(bert, 53), tokenizer=words(), unet=unet(),
+        scheduler=d.DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False),
     )  # fmt: skip
 
 
@@ -577,6 +612,11 @@ PIPELINES = {
     "BriaPipeline": bria,
     "HunyuanImagePipeline": hunyuan_image,
     "HiDreamImagePipeline": hidream,
+    "BriaFiboPipeline": bria_fibo,
+    "ErnieImagePipeline": ernie,
+    "LDMTextToImagePipeline": latent_diffusion,
+    "StableDiffusionSAGPipeline": lambda: stable_diffusion(d.StableDiffusionSAGPipeline),
+    "SemanticStableDiffusionPipeline": lambda: stable_diffusion(d.SemanticStableDiffusionPipeline),
 }
 
 # Where 64x48 is no size of the pipeline's.
@@ -588,3 +628,6 @@ SIZES = {
     "StableCascadeCombinedPipeline": (128, 256),
     "HiDreamImagePipeline": (1024, 1024),
 }
+
+VARIANTS = ["sdxl-turbo"]  # in PIPELINES, but no class of its own
+MISSING = {"PRXPipeline": "ftfy", "PRXPixelPipeline": "ftfy"}

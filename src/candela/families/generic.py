@@ -30,6 +30,7 @@ DECODERS = ("vae", "movq", "vqgan", "vqvae")
 # With any other argument the decoder is given more than a latent (Amused: token ids and a shape).
 DECODER_OPTIONS = {"return_dict", "generator", "force_not_quantize"}
 GUIDANCE = ("guidance_scale", "true_cfg_scale", "distilled_guidance_scale", "prior_guidance_scale")
+INDISPENSABLE = ("gligen_phrases", "source_embeds")  # None by default, and yet no run goes without
 STEPS = ("num_inference_steps", "steps")
 SAFE_SIDE = 1024  # a multiple of every patch
 OnProgress = Callable[[int, int], None]  # (steps done, of how many); may raise to stop the run
@@ -60,7 +61,9 @@ def why_not(cls: Any) -> str | None:
         return f"it needs a picture to be controlled by ({control[0]})"
     optional = inspect.Parameter.empty, inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL
     required = [p.name for p in call.values() if p.default is optional[0] and p.kind not in optional[1:]]
-    if needed := [name for name in required if name not in ("self", "prompt")]:
+    if needed := [name for name in required if name not in ("self", "prompt")] + [
+        n for n in INDISPENSABLE if n in call
+    ]:
         return f"it needs more than a prompt ({', '.join(needed)})"
     if "mask_image" in call:
         return "it repaints a picture (mask_image)"
@@ -195,8 +198,13 @@ class Generic(Family):
 
     def _size_multiple(self) -> int:
         """Of what both sides must be a multiple, found by trying."""
+        own = getattr(self.skeleton, "vae_scale_factor", 1)
         for multiple in (8, 16, 32, 64, 128, 256):
-            if multiple % self.latent_factor == 0 and not self._complaint(SAFE_SIDE + multiple, SAFE_SIDE + multiple):
+            if (
+                multiple % self.latent_factor == 0
+                and multiple % own == 0
+                and not self._complaint(SAFE_SIDE + multiple, SAFE_SIDE + multiple)
+            ):
                 return multiple
         return max(16, self.latent_factor)
 
