@@ -63,6 +63,21 @@ def stable_diffusion(cls=d.StableDiffusionPipeline, scheduler=None, **more):
     )  # fmt: skip
 
 
+def with_safety_checker(threshold: float):
+    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+
+    small = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**small, "vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    config = t.CLIPConfig(
+        text_config=text, vision_config={**small, "image_size": 16, "patch_size": 8}, projection_dim=16
+    )  # fmt: skip
+    checker = randomize(StableDiffusionSafetyChecker(config), 60)
+    for weights in (checker.concept_embeds_weights, checker.special_care_embeds_weights):
+        weights.data.fill_(threshold)
+    parts = {**stable_diffusion().components, "safety_checker": checker, "feature_extractor": image_processor()}
+    return d.StableDiffusionPipeline(**parts)
+
+
 def stable_diffusion_xl(cls=d.StableDiffusionXLPipeline, scheduler=None):
     denoiser = unet(
         cross_attention_dim=32, addition_embed_type="text_time", addition_time_embed_dim=8,
@@ -555,7 +570,7 @@ def hunyuan_image():
     return d.HunyuanImagePipeline(
         scheduler=euler(shift=5.0), vae=randomize(vae, 44), text_encoder=qwen_vl(), tokenizer=words(1024),
         text_encoder_2=t5(), tokenizer_2=words(128), transformer=randomize(transformer, 45),
-        guider=None, ocr_guider=None,
+        guider=d.AdaptiveProjectedMixGuidance(), ocr_guider=d.AdaptiveProjectedMixGuidance(),
     )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from candela import Cancelled, CandelaWarning, DamagedFile, Engine, InvalidReque
 from candela.checkpoints import read_folder
 from candela.families import Defaults, family_of
 from candela.families.generic import pipeline_class, why_not
-from tests import pipelines_doc
+from tests import pipelines_doc, tiny_pipelines
 from tests.tiny_pipelines import PIPELINES, SIZES, VARIANTS
 
 PROMPT = "A large RED star on a blue background"
@@ -121,6 +121,18 @@ def test_a_prompt_that_the_pipeline_cuts_is_told(made):
     engine = made("StableDiffusionPipeline")[2]
     with pytest.warns(CandelaWarning, match="StableDiffusionPipeline: .*truncated because CLIP can only handle"):
         engine.generate(request_for("StableDiffusionPipeline", engine, prompt="star " * 40))
+
+
+@pytest.mark.parametrize(("threshold", "black"), [(2.0, False), (-2.0, True)])
+def test_a_safety_checker_is_kept_and_asked(tmp_path, threshold, black):
+    bare = tiny_pipelines.with_safety_checker(threshold)
+    bare.set_progress_bar_config(disable=True)
+    bare.save_pretrained(tmp_path)
+    engine = Engine.load(tmp_path, device="cpu")
+    request = request_for("StableDiffusionPipeline", engine)
+    picture = engine.generate(request).images[0]
+    assert apart(picture, bare_picture(bare, engine, request)) <= 1
+    assert (np.asarray(picture).max() == 0) == black
 
 
 # --- sizes and defaults -----------------------------------------------------------------------------
@@ -255,7 +267,10 @@ def test_half_precision_files_load_where_they_are_all_there_is(made, tmp_path):
     assert read_folder(tmp_path / "half").parts["unet"].files[0].name == "diffusion_pytorch_model.fp16.safetensors"
     request = Request(PROMPT, width=64, height=48, steps=2)
     whole = Engine.load(tmp_path / "both").generate(request).images[0]
-    assert apart(Engine.load(tmp_path / "half").generate(request).images[0], whole) == 0
+    assert apart(Engine.load(tmp_path / "half").generate(request).images[0], whole) <= 1
+    bare.save_pretrained(tmp_path / "shards", variant="fp16", max_shard_size="30KB")
+    assert (tmp_path / "shards" / "unet" / "diffusion_pytorch_model.safetensors.index.fp16.json").is_file()
+    assert apart(Engine.load(tmp_path / "shards").generate(request).images[0], whole) <= 1
 
 
 def test_of_both_precisions_the_half_one_is_read_only_for_float16(made, tmp_path):

@@ -13,6 +13,7 @@ from candela.errors import DamagedFile, MismatchedModel, ModelNotFound
 # What a component without weights is built from, by a word of its class; everything else is a model with config.json.
 CONFIG_NAMES = {
     "Scheduler": ("scheduler_config.json",),
+    "Guidance": ("guider_config.json",),
     "Tokeniz": ("tokenizer_config.json",),
     "Processor": ("preprocessor_config.json", "processor_config.json", "tokenizer_config.json"),
     "FeatureExtractor": ("preprocessor_config.json",),

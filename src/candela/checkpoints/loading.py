@@ -58,8 +58,8 @@ def _load(part: Part, name: str, device: torch.device, dtype: torch.dtype) -> An
         if name == "vae" and dtype == torch.float16 and getattr(module.config, "force_upcast", False):
             module = module.float()
         return module.to(device).eval().requires_grad_(False)
-    if "Scheduler" in part.class_name:
-        return part_class(part, name).from_config(part.config)
+    if part.library != "transformers" and hasattr(built := part_class(part, name), "from_config"):  # a scheduler
+        return built.from_config(part.config)
     import transformers
 
     cls = getattr(transformers, part.class_name, None)
@@ -130,7 +130,7 @@ def _load_weights(part: Part, name: str, dtype: torch.dtype) -> Any:
             use_safetensors=True,
             output_loading_info=True,
             dtype=dtype,
-            variant=HALF if f".{HALF}." in files[0].name else None,
+            variant=HALF if f".{HALF}" in files[0].name else None,
         )
     missing = sorted(info["missing_keys"])
     unexpected = sorted(

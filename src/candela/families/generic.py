@@ -193,6 +193,8 @@ class Generic(Family):
         parts = {name: _stand_in(name, part) for name, part in self.checkpoint.parts.items()}
         try:
             return self.build(parts)
+        except MismatchedModel:
+            raise
         except Exception:  # whatever an __init__ may want of a real component; then sizes are checked later
             return None
 
@@ -258,16 +260,24 @@ class Generic(Family):
     # --- running ------------------------------------------------------------------------------
 
     def build(self, components: Mapping[str, Any]) -> Any:
-        """A fresh pipeline around `components`. Schedulers are copied: they count steps as they go."""
+        """A fresh pipeline around `components`. Schedulers and guiders are copied: they count steps as they go."""
+        from diffusers import ConfigMixin
+
         given = {
-            name: copy.deepcopy(part) if hasattr(part, "set_timesteps") else part for name, part in components.items()
+            name: copy.deepcopy(part)
+            if isinstance(part, ConfigMixin) and not isinstance(part, torch.nn.Module)
+            else part
+            for name, part in components.items()
         }
         for name, parameter in inspect.signature(self.cls.__init__).parameters.items():
             if name in self.checkpoint.options:
                 given[name] = self.checkpoint.options[name]
             elif name not in given and name != "self" and parameter.default is inspect.Parameter.empty:
                 given[name] = None
-        return self.cls(**given)
+        try:
+            return self.cls(**given)
+        except ImportError as error:
+            raise MismatchedModel(f"{self.name} needs a Python package that is missing: {error}") from error
 
     def run(
         self,
