@@ -15,7 +15,8 @@ from candela.engine.request import Request
 from candela.engine.sampling import OnStep, Step
 from candela.errors import Cancelled, CandelaWarning, InvalidRequest
 from candela.families import Conditioning
-from candela.families.generic import Generic, Texts, decode, decoder_of, latent_channels
+from candela.families.decoders import decode, decoder_of, latent_channels
+from candela.families.generic import Generic, Texts
 
 if TYPE_CHECKING:
     from PIL import Image

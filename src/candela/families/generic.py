@@ -14,7 +14,7 @@ import functools
 import inspect
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -25,15 +25,13 @@ import torch
 from candela.checkpoints import Checkpoint, Components, Part, part_class
 from candela.errors import CandelaError, CandelaWarning, GenerationError, InvalidRequest, MismatchedModel
 from candela.families.base import Conditioning, Defaults, Family, Predictor
+from candela.families.decoders import Reached, decoder_of, left_at, picture, spatial_factor
+from candela.families.progress import Bars, OnProgress, with_parts_inside
 
-DECODERS = ("vae", "movq", "vqgan", "vqvae")
-# With any other argument the decoder is given more than a latent (Amused: token ids and a shape).
-DECODER_OPTIONS = {"return_dict", "generator", "force_not_quantize"}
 GUIDANCE = ("guidance_scale", "true_cfg_scale", "distilled_guidance_scale", "prior_guidance_scale")
 INDISPENSABLE = ("gligen_phrases", "source_embeds")  # None by default, and yet no run goes without
 STEPS = ("num_inference_steps", "steps")
 SAFE_SIDE = 1024  # a multiple of every patch
-OnProgress = Callable[[int, int], None]  # (steps done, of how many); may raise to stop the run
 
 
 @dataclass(frozen=True)
@@ -314,16 +312,16 @@ class Generic(Family):
         if negative:  # without, each pipeline has a default of its own
             wanted["negative_prompt"] = negative
         arguments = {str(name): value for name, value in wanted.items() if name in self.settings}
-        bars = _Bars(on_progress)
+        bars = Bars(on_progress)
         pipeline = self.build(components.by_name)
-        for part in _with_parts_inside(pipeline):
+        for part in with_parts_inside(pipeline):
             part.progress_bar = bars.bar
             self._watch_size(part, width, height)
-        modules = {type(part).__module__ for part in _with_parts_inside(pipeline)}
-        with _left_at(decoder_of(components.by_name)) as left, _said_aloud(self.name, modules, "truncated"):
+        modules = {type(part).__module__ for part in with_parts_inside(pipeline)}
+        with left_at(decoder_of(components.by_name)) as left, _said_aloud(self.name, modules, "truncated"):
             try:
                 images = pipeline(**arguments)[0]  # `images` of most, `image` of some
-            except _Reached:
+            except Reached:
                 return self._sized(picture(left[0]), width, height)
             except (CandelaError, MemoryError, torch.OutOfMemoryError):
                 raise
@@ -389,136 +387,6 @@ class Generic(Family):
         return decoded
 
 
-# --- decoders -------------------------------------------------------------------------------
-
-
-def decoder_of(components: Mapping[str, Any]) -> Any | None:
-    """The component that makes pixels from latents, if the pipeline has one."""
-    return next((components[name] for name in DECODERS if hasattr(components.get(name), "decode")), None)
-
-
-def spatial_factor(decoder: Any | None) -> int:
-    """Pixels a side per latent; 1 without a decoder."""
-    if decoder is None:
-        return 1
-    config = decoder.config
-    told = config.get("spatial_compression_ratio") or config.get("scale_factor_spatial")
-    if told := told or vars(decoder).get("spatial_compression_ratio"):
-        return told
-    if "up_down_scale_factor" in config:  # PaellaVQModel
-        return config["up_down_scale_factor"] ** config["levels"]
-    return 2 ** (len(config.get("block_out_channels", (1, 1, 1, 1))) - 1)
-
-
-def latent_channels(decoder: Any | None) -> int:
-    """Of the decoder; 3 without one, where pictures travel as pixels."""
-    config = decoder.config if decoder is not None else {}
-    return config.get("latent_channels") or config.get("z_dim") or 3
-
-
-def decode(decoder: Any, latents: torch.Tensor) -> torch.Tensor:
-    """Raw latents float [1, C, h, w] -> pixels float32 [1, 3, H, W] in the decoder's own range."""
-    if any(isinstance(module, torch.nn.Conv3d) for module in decoder.modules()):
-        latents = latents.unsqueeze(2)  # a video's VAE: one frame
-    options = {"force_not_quantize": True} if "force_not_quantize" in _parameters(decoder.decode) else {}
-    return picture(decoder.decode(latents, return_dict=False, **options)[0])
-
-
-def picture(values: torch.Tensor) -> torch.Tensor:
-    """[1, C, 1, h, w] of a video's VAE -> float32 [1, C, h, w]."""
-    return (values.squeeze(2) if values.ndim == 5 else values).detach().float()
-
-
-class _Reached(BaseException):  # not an error: no `except Exception` of a pipeline may take it for one
-    """The pipeline has called its decoder: the latents are finished."""
-
-
-@contextmanager
-def _left_at(decoder: Any | None) -> Iterator[list[torch.Tensor]]:
-    """While this lasts, a call of `decoder.decode` that is given one picture's latents puts them into the list and
-    ends the pipeline's run. Any other call goes through."""
-    taken: list[torch.Tensor] = []
-    if decoder is None:
-        yield taken
-        return
-    real = decoder.decode
-
-    def instead(latents: Any, *more: Any, **options: Any) -> Any:
-        one = isinstance(latents, torch.Tensor) and latents.is_floating_point() and len(latents) == 1
-        still = one and (latents.ndim == 4 or (latents.ndim == 5 and latents.shape[2] == 1))
-        if not still or more or options.keys() - DECODER_OPTIONS:
-            return real(latents, *more, **options)
-        taken.append(latents)
-        raise _Reached
-
-    decoder.decode = instead
-    try:
-        yield taken
-    finally:
-        del decoder.decode
-
-
-# --- progress -------------------------------------------------------------------------------
-
-
-class _Bars:
-    """Stands in for the progress bars of one run: most pipelines draw one, a prior with its decoder two."""
-
-    def __init__(self, on_progress: OnProgress):
-        self.done = self.total = 0
-        self.raised: BaseException | None = None
-        self._on_progress = on_progress
-
-    def bar(self, iterable: Any = None, total: int | None = None) -> Any:
-        items = None if iterable is None else list(iterable)
-        self.total = self.done + (len(items) if items is not None else total or 0)
-        self._tell()
-        return _Bar(self, items)
-
-    def step(self, number: int = 1) -> None:
-        self.done += number
-        self.total = max(self.total, self.done)
-        self._tell()
-
-    def _tell(self) -> None:
-        try:
-            self._on_progress(self.done, self.total)
-        except BaseException as error:
-            self.raised = error
-            raise
-
-
-class _Bar:
-    """As much of tqdm as pipelines use."""
-
-    def __init__(self, bars: _Bars, items: list[Any] | None):
-        self.bars, self.items = bars, items
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *error: object) -> None: ...
-
-    def __iter__(self) -> Iterator[Any]:
-        for item in self.items or ():
-            yield item
-            self.bars.step()
-
-    def __len__(self) -> int:
-        return len(self.items or ())
-
-    def update(self, number: int = 1) -> None:
-        self.bars.step(number)
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *arguments, **named: None  # set_description, set_postfix, refresh, close, ...
-
-
-def _with_parts_inside(pipeline: Any) -> list[Any]:
-    """A combined pipeline holds others, each with its own bar."""
-    return [pipeline, *(part for part in vars(pipeline).values() if hasattr(part, "progress_bar"))]
-
-
 # --- helpers --------------------------------------------------------------------------------
 
 
@@ -574,7 +442,3 @@ def _said_aloud(name: str, modules: set[str], word: str) -> Iterator[None]:
         yield
     for text in dict.fromkeys(heard):
         warnings.warn(f"{name}: {text}", CandelaWarning, stacklevel=4)
-
-
-def _parameters(method: Any) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(inspect.unwrap(method)).parameters
