@@ -15,6 +15,7 @@ from candela.checkpoints.opening import read_checkpoint
 if TYPE_CHECKING:
     from candela.checkpoints.loading import Components as Components
     from candela.checkpoints.loading import load_components as load_components
+    from candela.checkpoints.loading import part_class as part_class
 
 __all__ = [
     "CATALOGUE",
@@ -30,13 +31,14 @@ __all__ = [
     "identify",
     "installed",
     "load_components",
+    "part_class",
     "read_checkpoint",
     "read_folder",
 ]
 
 
 def __getattr__(name: str) -> object:
-    if name in ("Components", "load_components"):
+    if name in ("Components", "load_components", "part_class"):
         from candela.checkpoints import loading
 
         return getattr(loading, name)

@@ -30,6 +30,7 @@ CATALOGUE = {
         Entry("z-image", "Z-Image Base, 50 steps with guidance", "Tongyi-MAI/Z-Image"),
         Entry("lumina-image-2", "Lumina-Image 2.0, 30 steps", "Alpha-VLLM/Lumina-Image-2.0"),
         Entry("lumina-next-sft", "Lumina-Next SFT, 30 steps", "Alpha-VLLM/Lumina-Next-SFT-diffusers"),
+        Entry("sdxl-turbo", "SDXL-Turbo, 1 to 4 steps at 512x512", "stabilityai/sdxl-turbo"),
     ]
 }
 

@@ -41,6 +41,8 @@ class Checkpoint:
         parts: by the pipeline's own names (transformer, text_encoder, ...).
         defaults: the model's own preferred settings (`candela.json`), empty for most.
         assumed: what the files do not tell and was taken for granted, as a sentence; empty for most.
+        options: what else model_index.json says to the pipeline, such as `force_zeros_for_empty_prompt`; a
+            component that is null there is None here.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Checkpoint:
     parts: dict[str, Part]
     defaults: dict[str, Any] = field(default_factory=dict)
     assumed: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from candela.checkpoints.checkpoint import Checkpoint, Part
 from candela.checkpoints.headers import read_header
 from candela.errors import DamagedFile, MismatchedModel, ModelNotFound
 
-COMPONENTS = ("transformer", "text_encoder", "tokenizer", "vae", "scheduler")
-WITH_WEIGHTS = ("transformer", "text_encoder", "vae")
-CONFIG_NAMES = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}
+# What a component without weights is built from, by a word of its class; everything else is a model with config.json.
+CONFIG_NAMES = {
+    "Scheduler": ("scheduler_config.json",),
+    "Guidance": ("guider_config.json",),
+    "Tokeniz": ("tokenizer_config.json",),
+    "Processor": ("preprocessor_config.json", "processor_config.json", "tokenizer_config.json"),
+    "FeatureExtractor": ("preprocessor_config.json",),
+}
+STEMS = ("diffusion_pytorch_model", "model")
+HALF = "fp16"  # the one variant of weights that is loaded: model.fp16.safetensors
 
 
 def read_folder(path: Path, model: str | None = None) -> Checkpoint:
@@ -34,25 +41,35 @@ def read_folder(path: Path, model: str | None = None) -> Checkpoint:
     pipeline = index.get("_class_name")
     if not isinstance(pipeline, str):
         raise DamagedFile(f"{index_file} names no pipeline (_class_name). Download it again")
-    classes = {
-        name: (value[0], value[1])
-        for name, value in index.items()
-        if isinstance(value, list) and len(value) == 2 and all(isinstance(v, str) for v in value)
-    }
     parts: dict[str, Part] = {}
-    for name in (name for name in COMPONENTS if name in classes):  # what else a pipeline has is its family's affair
-        config_name = CONFIG_NAMES.get(name, "config.json")
-        if not (path / name / config_name).is_file():
-            raise MismatchedModel(
-                f"{path}: the component {name!r} is missing: model_index.json names it, but there is no "
-                f"{name}/{config_name}. Download the model again, or copy the {name} folder into place"
-            )
-        parts[name] = _part(path / name, name, *classes[name])
+    options: dict[str, Any] = {}
+    for name, value in index.items():
+        if isinstance(value, list) and len(value) == 2 and all(isinstance(v, str) for v in value):
+            parts[name] = _part(path / name, name, *value)
+        elif not name.startswith("_"):
+            options[name] = None if value == [None, None] else value
     settings = path / "candela.json"
     defaults = read_json(settings).get("defaults", {}) if settings.is_file() else {}
     if not isinstance(defaults, dict):
         raise DamagedFile(f"{settings}: 'defaults' must be an object of settings. Correct or remove the file")
-    return Checkpoint(model or str(path), path, pipeline, parts, defaults)
+    return Checkpoint(model or str(path), path, pipeline, parts, defaults, options=options)
+
+
+def _part(folder: Path, name: str, library: str, class_name: str) -> Part:
+    config_names = next((names for word, names in CONFIG_NAMES.items() if word in class_name), None)
+    if config_names is None and name.startswith("tokenizer"):
+        config_names = CONFIG_NAMES["Tokeniz"]
+    candidates = [folder / config_name for config_name in config_names or ("config.json",)]
+    config_file = next((file for file in candidates if file.is_file()), None)
+    if config_file is None:
+        raise MismatchedModel(
+            f"{folder.parent}: the component {name!r} is missing: model_index.json names it, but there is no "
+            f"{folder.name}/{candidates[0].name}. Download the model again, or copy the {folder.name} folder into place"
+        )
+    files = [] if config_names else weight_files(folder) or weight_files(folder, HALF)
+    if not files and not config_names:
+        _refuse_without_weights(folder)
+    return Part(folder, library, class_name, read_json(config_file), tuple(files))
 
 
 def read_component(path: Path, name: str) -> Part:
@@ -62,23 +79,20 @@ def read_component(path: Path, name: str) -> Part:
         MismatchedModel: it has no configuration, or no weights.
         DamagedFile: a JSON or weight file that cannot be read.
     """
-    config_file = path / CONFIG_NAMES.get(name, "config.json")
+    if name == "tokenizer":
+        return _part(path, name, "transformers", "AutoTokenizer")
+    config_file = path / ("scheduler_config.json" if name == "scheduler" else "config.json")
     if not config_file.is_file():
         kind, found = name or "model", ", ".join(sorted(p.name for p in path.iterdir())[:6]) or "nothing"
         raise MismatchedModel(f"{path} is no {kind} folder: it has no {config_file.name} (it holds: {found})")
     config = read_json(config_file)
-    class_name = config.get("_class_name") or next(iter(config.get("architectures") or [""]))
-    if name != "tokenizer" and not class_name:
+    architectures = config.get("architectures")
+    class_name = config.get("_class_name") or (
+        architectures[0] if isinstance(architectures, list) and architectures else ""
+    )
+    if not isinstance(class_name, str) or not class_name:
         raise MismatchedModel(f"{config_file} names no class (_class_name or architectures). Download it again")
-    library = "transformers" if name in ("tokenizer", "text_encoder") else "diffusers"
-    return _part(path, name, library, class_name or "AutoTokenizer")
-
-
-def _part(path: Path, name: str, library: str, class_name: str) -> Part:
-    files = _weight_files(path) if name in WITH_WEIGHTS else []
-    for file in files:
-        read_header(file)
-    return Part(path, library, class_name, read_json(path / CONFIG_NAMES.get(name, "config.json")), tuple(files))
+    return _part(path, name, "diffusers" if "_class_name" in config else "transformers", class_name)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -91,24 +105,41 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that a component's folder is loaded from: a sharded index, or one file."""
-    for stem in ("diffusion_pytorch_model", "model"):
-        index_file = folder / f"{stem}.safetensors.index.json"
-        if index_file.is_file():
-            shards = read_json(index_file).get("weight_map")
-            if not isinstance(shards, dict) or not all(isinstance(s, str) for s in shards.values()):
-                raise DamagedFile(f"{index_file} holds no weight_map of file names. Download it again")
-            files = [folder / name for name in sorted(set(shards.values()))]
-            for file in files:
-                if file.name not in shards.values() or not file.is_file():
-                    raise MismatchedModel(
-                        f"{folder}: the shard {file.relative_to(folder)} that {index_file.name} names is missing "
-                        f"({sum(f.is_file() for f in files)} of {len(files)} are here). Download the rest"
-                    )
+def weight_files(folder: Path, variant: str = "") -> list[Path]:
+    """The safetensors files that a component's folder is loaded from, their headers checked: those of a sharded
+    index, or one file; none if there are none of this variant.
+
+    Raises:
+        MismatchedModel: a shard is missing.
+        DamagedFile: a header or an index that cannot be read.
+    """
+    dotted = f".{variant}" if variant else ""
+    for stem in STEMS:
+        index_file = folder / f"{stem}.safetensors.index{dotted}.json"
+        single = folder / f"{stem}{dotted}.safetensors"
+        files = _shards(folder, index_file) if index_file.is_file() else [single] if single.is_file() else []
+        for file in files:
+            read_header(file)
+        if files:
             return files
-        if (folder / f"{stem}.safetensors").is_file():
-            return [folder / f"{stem}.safetensors"]
+    return []
+
+
+def _shards(folder: Path, index_file: Path) -> list[Path]:
+    shards = read_json(index_file).get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(s, str) for s in shards.values()):
+        raise DamagedFile(f"{index_file} holds no weight_map of file names. Download it again")
+    files = [folder / name for name in sorted(set(shards.values()))]
+    for file in files:
+        if file.name not in shards.values() or not file.is_file():
+            raise MismatchedModel(
+                f"{folder}: the shard {file.relative_to(folder)} that {index_file.name} names is missing "
+                f"({sum(f.is_file() for f in files)} of {len(files)} are here). Download the rest"
+            )
+    return files
+
+
+def _refuse_without_weights(folder: Path) -> NoReturn:
     others = sorted(p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".ckpt", ".pth"})
     if others:
         raise MismatchedModel(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import pkgutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,11 +15,13 @@ import torch
 
 from candela.checkpoints.checkpoint import Checkpoint, Part
 from candela.checkpoints.filling import build
+from candela.checkpoints.folder import HALF, weight_files
 from candela.checkpoints.tokenizers import load_tokenizer
 from candela.errors import CandelaError, DamagedFile, MismatchedModel
 
 # A language model's output head is stored beside its text encoder and not needed by it.
 IGNORED = ("lm_head.",)
+COUNTED = (".position_ids",)  # 0, 1, 2, ...: older CLIP files store what newer code counts
 
 
 @dataclass(frozen=True)
@@ -46,24 +50,32 @@ def load_components(checkpoint: Checkpoint, *, device: torch.device, dtype: torc
         MismatchedModel: a class the libraries do not have, or weights that do not fill the model exactly.
         DamagedFile: a file whose tensors cannot be read.
     """
-    parts: dict[str, Any] = {}
-    for name in ("transformer", "text_encoder", "vae"):
-        part = checkpoint.parts[name]
+    return Components({name: _load(part, name, device, dtype) for name, part in checkpoint.parts.items()})
+
+
+def _load(part: Part, name: str, device: torch.device, dtype: torch.dtype) -> Any:
+    if part.files:
         if part.found:
             with _library_errors(part.path, f"the {name} cannot be read"):
                 module: Any = build(part.found, device=device, dtype=dtype)
         else:
             module = _load_weights(part, name, dtype)
         # SDXL's VAE overflows in float16 and says so in its configuration.
-        if name == "vae" and dtype == torch.float16 and module.config.force_upcast:
+        if name == "vae" and dtype == torch.float16 and getattr(module.config, "force_upcast", False):
             module = module.float()
-        parts[name] = module.to(device).eval().requires_grad_(False)
-    tokenizer = checkpoint.parts["tokenizer"].path
-    with _library_errors(tokenizer, "the tokenizer cannot be read"):
-        parts["tokenizer"] = load_tokenizer(tokenizer)
-    scheduler = checkpoint.parts["scheduler"]
-    parts["scheduler"] = _class(scheduler, "scheduler").from_config(scheduler.config)
-    return Components(parts)
+        return module.to(device).eval().requires_grad_(False)
+    if part.class_name == "AutoTokenizer":
+        with _library_errors(part.path, f"the {name} cannot be read"):
+            return load_tokenizer(part.path)
+    if part.library != "transformers" and hasattr(built := part_class(part, name), "from_config"):  # a scheduler
+        return built.from_config(part.config)
+    import transformers
+
+    cls = getattr(transformers, part.class_name, None)
+    if cls is None:
+        cls = transformers.AutoTokenizer if part.library == "transformers" else part_class(part, name)
+    with _library_errors(part.path, f"the {name} cannot be read"):
+        return cls.from_pretrained(part.path, local_files_only=True, trust_remote_code=False)
 
 
 @contextmanager
@@ -82,21 +94,43 @@ def _library_errors(path: Path, what: str) -> Iterator[None]:
         raise DamagedFile(f"{path}: {what}: {error}. Download it again") from error
 
 
-def _class(part: Part, name: str) -> Any:
-    found = None
-    if part.library in ("diffusers", "transformers"):
-        found = getattr(importlib.import_module(part.library), part.class_name, None)
+@functools.cache
+def _homes(library: str) -> tuple[str, ...]:
+    """The modules that may hold a class that model_index.json puts into `library`: never one from outside."""
+    if library == "transformers":
+        return (library,)
+    import diffusers.pipelines
+    import diffusers.pipelines.deprecated as deprecated
+
+    current, old = (
+        {module.name: f"{package.__name__}.{module.name}" for module in pkgutil.iter_modules(package.__path__)}
+        for package in (diffusers.pipelines, deprecated)
+    )
+    if library == "diffusers":
+        return (library, *old.values())
+    return tuple(modules[library] for modules in (current, old) if library in modules)
+
+
+def part_class(part: Part, name: str) -> Any:
+    """The class that `part` loads into: of diffusers or transformers, or one that a pipeline of diffusers brings
+    along, which model_index.json names by the pipeline's module (`stable_diffusion`).
+
+    Raises:
+        MismatchedModel: no such class.
+    """
+    homes = map(importlib.import_module, _homes(part.library))
+    found = next((cls for home in homes if (cls := getattr(home, part.class_name, None))), None)
     if found is None:
         raise MismatchedModel(
             f"{part.path}: the {name} is a {part.library}.{part.class_name}, which the installed {part.library} does "
-            "not have. "
-            "Candela runs classes of diffusers and transformers only, never code from a checkpoint"
+            "not have. Candela runs classes of diffusers and transformers only, never code from a checkpoint"
         )
     return found
 
 
 def _load_weights(part: Part, name: str, dtype: torch.dtype) -> Any:
-    cls = _class(part, name)
+    cls = part_class(part, name)
+    files = (dtype == torch.float16 and weight_files(part.path, HALF)) or part.files
     with _library_errors(part.path, f"the weights do not load into {cls.__name__}"):
         module, info = cls.from_pretrained(
             part.path,
@@ -104,9 +138,12 @@ def _load_weights(part: Part, name: str, dtype: torch.dtype) -> Any:
             use_safetensors=True,
             output_loading_info=True,
             dtype=dtype,
+            variant=HALF if f".{HALF}" in files[0].name else None,
         )
     missing = sorted(info["missing_keys"])
-    unexpected = sorted(key for key in info["unexpected_keys"] if not key.startswith(IGNORED))
+    unexpected = sorted(
+        key for key in info["unexpected_keys"] if not key.startswith(IGNORED) and not key.endswith(COUNTED)
+    )
     mismatched = sorted(str(key[0]) for key in info["mismatched_keys"])
     problems = [
         f"{len(keys)} {label} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"

@@ -15,11 +15,12 @@ from candela.checkpoints.architectures import TRANSFORMERS
 from candela.checkpoints.catalogue import find, installed
 from candela.checkpoints.checkpoint import Checkpoint, Part
 from candela.checkpoints.contents import Contents, Found, config_metadata, read_contents
-from candela.checkpoints.folder import COMPONENTS, read_component, read_folder
+from candela.checkpoints.folder import read_component, read_folder
 from candela.checkpoints.variants import SCHEDULERS, Variant, variant_of
 from candela.errors import MismatchedModel, ModelNotFound
 
 NEEDED = ("transformer", "text_encoder", "vae")
+COMPONENTS = (*NEEDED, "tokenizer", "scheduler")
 WEIGHT_FILES = (".safetensors", ".sft", ".gguf")
 
 
@@ -104,7 +105,7 @@ def _assembled(name: str, places: dict[str, str]) -> Checkpoint:
         parts["scheduler"] = _scheduler(source, architecture.name, variant)
     if "tokenizer" not in parts:
         parts["tokenizer"] = _tokenizer(parts["text_encoder"], opened, places, architecture.name)
-    return Checkpoint(name, transformer.path, variant.pipeline, parts, defaults, variant.assumed)
+    return Checkpoint(name, transformer.path, variant.pipeline, parts, defaults, assumed=variant.assumed)
 
 
 def parts_at(place: str) -> dict[str, Part]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +37,20 @@ def load_tokenizer(path: Path) -> Any:
 
 
 def _from_sentencepiece(path: Path) -> Any:
-    from transformers import AutoTokenizer
+    """Gemma's tokenizer from its SentencePiece model. Its merges follow the order of the vocabulary, not the scores."""
+    from sentencepiece import SentencePieceProcessor
+    from transformers import GemmaTokenizer
+    from transformers.tokenization_utils_base import generate_merges
 
     from candela.checkpoints.contents import read_contents
     from candela.checkpoints.tensors import read_tensor
 
     stored = read_contents(path).sentencepiece
     assert stored is not None  # the checkpoint said so
-    with open(path, "rb") as file, tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "tokenizer.model").write_bytes(bytes(read_tensor(file, stored).numpy()))
-        config = {"tokenizer_class": "GemmaTokenizer", "add_bos_token": True, "add_eos_token": False}
-        (Path(folder) / "tokenizer_config.json").write_text(json.dumps(config))
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with open(path, "rb") as file:
+        model = SentencePieceProcessor(model_proto=bytes(read_tensor(file, stored).numpy()))
+    words = {model.id_to_piece(index): index for index in range(model.get_piece_size())}
+    merges = generate_merges(words, {word: -index for word, index in words.items()})
+    special = {"pad_token": model.pad_id(), "bos_token": model.bos_id(), "eos_token": model.eos_id()}
+    names = {name: model.id_to_piece(index) for name, index in special.items() if index >= 0}
+    return GemmaTokenizer(vocab=words, merges=merges, add_bos_token=True, **names)

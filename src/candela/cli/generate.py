@@ -264,9 +264,9 @@ def progress_bar(pictures: int, quiet: bool) -> Iterator[Callable[[int], Callabl
         task = bar.add_task(label, total=None, pace="")
 
         def show(step: Step) -> None:
-            bar.update(task, total=step.steps, completed=step.index, pace=f"{step.seconds:.2f} s/step")
-            if step.index == step.steps:
-                bar.remove_task(task)
+            # A pipeline with a prior finds out on the way that there is more to do, so the bar may come back.
+            more, pace = step.index < step.steps, f"{step.seconds:.2f} s/step"
+            bar.update(task, total=step.steps, completed=step.index, pace=pace, visible=more)
 
         return show
 

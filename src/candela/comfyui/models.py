@@ -74,6 +74,12 @@ class ManagedResidency:
         work = WORK_PER_PIXEL.get(component, 0) * precision * pixels
         management.load_models_gpu([patcher], memory_required=work)
 
+    def need_all(self, pixels: int = 0) -> None:
+        patchers = list(self.patchers.values())
+        precision = max(patcher.model.component.dtype.itemsize for patcher in patchers)
+        work = max(WORK_PER_PIXEL.values()) * precision * pixels
+        management.load_models_gpu(patchers, memory_required=work)
+
 
 class LoadedModel(NamedTuple):
     """What travels along a CANDELA_MODEL link.

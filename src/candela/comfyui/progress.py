@@ -15,7 +15,9 @@ def reporter() -> OnStep:
     bar = comfy.utils.ProgressBar(1)
 
     def on_step(step: Step) -> None:
-        bar.update_absolute(step.index, step.steps, ("JPEG", step.preview()[0], args.preview_size))
+        pictures = step.preview()
+        shown = ("JPEG", pictures[0], args.preview_size) if pictures else None
+        bar.update_absolute(step.index, step.steps, shown)
 
     return on_step
 

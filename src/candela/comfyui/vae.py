@@ -12,13 +12,12 @@ from candela.comfyui.models import LoadedModel, unloading_when_full
 class EngineVAE:
     """Pictures are float [B, H, W, 3] in 0..1; latents raw VAE space [B, C, H / 8, W / 8]."""
 
-    downscale_ratio = FACTOR
-    upscale_ratio = FACTOR
     output_channels = 3
 
     def __init__(self, model: LoadedModel):
         self.model = model
         self.latent_channels = model.engine.latent_channels
+        self.downscale_ratio = self.upscale_ratio = model.engine.family.latent_factor
 
     def decode(self, samples: torch.Tensor, vae_options: object = None) -> torch.Tensor:
         return self._decode(samples, tiled=False)
@@ -48,10 +47,10 @@ class EngineVAE:
         return latents.to(management.intermediate_device())
 
     def spacial_compression_decode(self) -> int:
-        return FACTOR
+        return self.upscale_ratio
 
     def spacial_compression_encode(self) -> int:
-        return FACTOR
+        return self.downscale_ratio
 
     def temporal_compression_decode(self) -> None:
         return None

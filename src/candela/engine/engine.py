@@ -90,6 +90,10 @@ class Engine:
             place = torch.device("cpu") if residency else target
             components = load_components(checkpoint, device=place, dtype=precision)
         manager = residency(components) if residency else None
+        if family.whole_pipeline:
+            from candela.engine.whole import WholePipelineEngine
+
+            cls = WholePipelineEngine
         return cls(checkpoint, family, components, target, precision, time.perf_counter() - began, manager)
 
     def generate(
@@ -191,7 +195,7 @@ class Engine:
         vae = self.components.vae
         with self._lock, torch.no_grad(), memory.mapped(self.device):
             self.residency.need("vae", pixels[0, 0].numel())
-            with _tiling(vae, tiled):
+            with tiling(vae, tiled):
                 posteriors = [vae.encode(p).latent_dist for p in pixels.to(vae.device, vae.dtype).split(1)]
             raw = torch.cat([posterior.mean for posterior in posteriors]).float()
             if noise is None:
@@ -284,7 +288,7 @@ class Engine:
         with self._lock, torch.no_grad(), memory.mapped(self.device):
             self.residency.need("vae", latents[0, 0].numel() * self.family.latent_factor**2)
             for single in latents.to(vae.device, vae.dtype).split(1):
-                with _tiling(vae, tiled):
+                with tiling(vae, tiled):
                     pixels = vae.decode(single, return_dict=False)[0].float()
                 sampling.check_finite(pixels, "the decoded pixels", vae.dtype)
                 pictures.append(pixels)
@@ -393,7 +397,7 @@ class Engine:
 
 
 @contextmanager
-def _tiling(vae: Any, tiled: bool) -> Iterator[None]:
+def tiling(vae: Any, tiled: bool) -> Iterator[None]:
     """Switches diffusers' own tiling on for a while."""
     if tiled:
         vae.enable_tiling()

@@ -137,6 +137,8 @@ class Request:
         Raises:
             InvalidRequest: a size the family cannot make.
         """
+        if self.started and not family.image_to_image:
+            family.refuse_start()
         width, height = self.width, self.height
         if self.image is not None:
             width, height = width or self.image.width, height or self.image.height

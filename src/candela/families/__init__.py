@@ -1,12 +1,12 @@
 """What differs between architectures, one small file each.
 
 A new family is one new file and one entry in `FAMILIES`. Pipelines without a file of
-their own will run through `generic.py`.
+their own run through `generic.py`.
 """
 
 from candela.checkpoints import Checkpoint
-from candela.errors import MismatchedModel
 from candela.families.base import Conditioning, Defaults, Family, Predictor
+from candela.families.generic import Generic
 from candela.families.lumina_image_2 import LuminaImage2
 from candela.families.lumina_next import LuminaNext
 from candela.families.z_image import ZImage
@@ -26,5 +26,4 @@ def family_of(checkpoint: Checkpoint) -> Family:
         if checkpoint.pipeline in family.pipelines:
             family.check(checkpoint)
             return family
-    known = ", ".join(f"{family.name} ({family.pipelines[0]})" for family in FAMILIES)
-    raise MismatchedModel(f"{checkpoint.path} is a {checkpoint.pipeline}; Candela runs {known}")
+    return Generic(checkpoint)

@@ -7,7 +7,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import torch
 
@@ -62,6 +62,8 @@ class Family(ABC):
     guidance_off: ClassVar[float]  # at or below this guidance there is no negative pass
     latent_factor: ClassVar[int] = 8  # pixels a side per latent
     size_multiple: ClassVar[int] = 16  # latent factor x patches of 2
+    image_to_image: ClassVar[bool] = True
+    whole_pipeline: ClassVar[bool] = False  # is the loop diffusers' own?
 
     # --- before loading ---------------------------------------------------------------------
 
@@ -120,6 +122,16 @@ class Family(ABC):
                     f"{name} {side} is out of range: {self.name} makes pictures of {multiple} to {self.max_side} "
                     "pixels a side"
                 )
+
+    def refuse_start(self) -> NoReturn:
+        """
+        Raises:
+            InvalidRequest: this family does not start from pictures.
+        """
+        raise InvalidRequest(
+            f"{self.name} makes pictures from text only here: leave out the start image, latents and mask, or use "
+            "one of z-image, lumina-image-2 and lumina-next"
+        )
 
     # --- text -------------------------------------------------------------------------------
 
