@@ -39,9 +39,6 @@ class Lora:
     strength: float
     sha256: str
 
-    def __str__(self) -> str:
-        return f"{self.path} at {self.strength:g}"
-
 
 @dataclass(frozen=True)
 class Record:

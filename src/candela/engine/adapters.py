@@ -74,7 +74,7 @@ class Adapters:
             CheckpointError: as `fit`, or tensors that cannot be read or hold NaN.
         """
         fits = [(lora, *self.fit(lora)) for lora in loras]
-        state = [(lora, _stamp(file.path)) for lora, file, _ in fits]
+        state = [(lora, stamp(file.path)) for lora, file, _ in fits]
         if state == self._state:
             return self.applied
         if fits:
@@ -88,7 +88,7 @@ class Adapters:
                 AppliedLora(
                     os.path.abspath(file.path),
                     lora.strength,
-                    file_sha256(str(file.path), _stamp(file.path)),
+                    file_sha256(str(file.path), stamp(file.path)),
                     sum(len(placement.targets) for placement in placements),
                     file.naming,
                     file.kinds,
@@ -232,7 +232,7 @@ def _device(linear: torch.nn.Module) -> torch.device:
     return next(itertools.chain(linear.parameters(), linear.buffers())).device
 
 
-def _stamp(path: Path) -> tuple[int, int]:
+def stamp(path: Path) -> tuple[int, int]:
     """Changes when the file does."""
     stat = os.stat(path)
     return stat.st_size, stat.st_mtime_ns
