@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -327,3 +328,8 @@ def test_a_lora_of_another_family(tiny_models, engine, tmp_path):
     path, _ = write(tmp_path, lumina)
     with pytest.raises(MismatchedModel, match=r"is a LoRA for lumina-image-2; the model is z-image"):
         engine.set_loras([Lora(path)])
+
+
+def test_the_documentation_lists_what_is_tested():
+    text = (Path(__file__).parents[2] / "docs" / "lora.md").read_text()
+    assert [line for line in text.splitlines() if "28/28" in line] == [f"| {label} | 28/28 |" for label in FORMATS]

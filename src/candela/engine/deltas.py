@@ -148,18 +148,20 @@ class Decomposed(torch.nn.Module):
 class Additions(torch.nn.Module):
     """Everything that the LoRAs add to one module; its forward hook."""
 
+    place: torch.Tensor
+
     def __init__(self, parts: Sequence[torch.nn.Module]):
         super().__init__()
         self.parts = torch.nn.ModuleList(parts)
+        self.register_buffer("place", next(self.buffers()).new_empty(0), persistent=False)
 
     def hook(self, linear: Any, arguments: tuple[torch.Tensor, ...], y: torch.Tensor) -> torch.Tensor:
         x = arguments[0]
-        buffer = next(self.buffers())
-        if buffer.device != x.device:  # whoever moved the weights alone left these behind
+        if self.place.device != x.device:  # whoever moved the weights alone left these behind
             self.to(x.device)
         total = y
         for part in self.parts:
-            total = total + part(x.to(buffer.dtype), y, linear).to(y.dtype)
+            total = total + part(x.to(self.place.dtype), y, linear).to(y.dtype)
         return total
 
 
