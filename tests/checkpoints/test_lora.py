@@ -216,10 +216,20 @@ def test_files_that_are_none(tmp_path):
         read_lora(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["{", '{"transformer.lora_alpha": "x"}', "[1]", '{"transformer.alpha_pattern": [1]}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        '{"transformer.lora_alpha": "x"}',
+        "[1]",
+        '{"transformer.alpha_pattern": [1]}',
+        '{"transformer.lora_alpha": NaN}',
+        '{"transformer.alpha_pattern": {"(a+)+b": 1}}',
+    ],
+)
 def test_settings_that_are_none(tmp_path, text):
     save_file(pair("transformer.a", 2, 2), tmp_path / "l.safetensors", {"lora_adapter_metadata": text})
-    with pytest.raises(CheckpointError, match="settings cannot be read"):
+    with pytest.raises(CheckpointError, match="settings, as peft writes them, cannot be used"):
         read_lora(tmp_path / "l.safetensors")
 
 

@@ -122,7 +122,8 @@ class Addition(torch.nn.Module):
 
 class Decomposed(torch.nn.Module):
     """DoRA (https://arxiv.org/abs/2402.09353): W becomes W' = m (W + D) / ||W + D||, with the norm of each row, or of
-    each column as LyCORIS also does it. Adds strength (W' - W) x, as ComfyUI weighs it.
+    each column as LyCORIS also does it. Adds strength (W' - W) x, as ComfyUI weighs it. (By rows ComfyUI divides by
+    ||W|| alone; the paper, peft and LyCORIS, with which people train, divide by this.)
 
     `gain` = m / ||W + D||: [out, 1] for rows, [1, in] for columns. What it is beyond 1 is kept: that is small, and
     16 bits hold it well."""

@@ -28,13 +28,13 @@ DOTTED = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "tr
 FLAT = ("lora_unet_", "lora_transformer_", "lycoris_")
 TEXT = re.compile(r"^(base_model\.model\.)?(lora_te\d*_|(lycoris_)?text_encoders?[._\d]|te\d?\.|cond_stage_model\.)")
 ROLE = re.compile(
-    r"^(?P<module>.+?)\.(?P<role>lora_[AB]|lora_(?:down|up|mid)|lora\.(?:down|up)|alpha|dora_scale|"
+    r"^(?P<module>.+?)\.(?P<role>lora_[AB]|lora_(?:down|up|mid)|lora(?:_linear_layer)?\.(?:down|up)|alpha|dora_scale|"
     r"lora_magnitude_vector|lokr_w[12](?:_[ab])?|lokr_t2|hada_w[12]_[ab]|hada_t[12]|diff_b|diff|set_weight|"
     r"reshape_weight)(?P<adapter>\.(?!weight$|bias$)\w+)?(?P<end>\.weight|\.bias)?$"
 )
 ROLES = {
-    "lora_A": "down", "lora_down": "down", "lora.down": "down",
-    "lora_B": "up", "lora_up": "up", "lora.up": "up",
+    "lora_A": "down", "lora_down": "down", "lora.down": "down", "lora_linear_layer.down": "down",
+    "lora_B": "up", "lora_up": "up", "lora.up": "up", "lora_linear_layer.up": "up",
     "dora_scale": "magnitude", "lora_magnitude_vector": "magnitude",
 }  # fmt: skip
 # Words that hold an underscore themselves, in the authors' names and diffusers': flat names use it for the dot too.
@@ -109,7 +109,7 @@ class LoraFile:
         modules: of the diffusion model.
         text_encoder: names of tensors that are for a text encoder.
         unknown: names of tensors that are no part of any known kind of LoRA.
-        settings: peft's own, where they came along (r, lora_alpha, use_rslora, alpha_pattern).
+        settings: peft's own, where they came along (lora_alpha, use_rslora, alpha_pattern).
     """
 
     path: Path
@@ -141,9 +141,9 @@ class LoraFile:
         if rank is None:  # LoKr of two whole factors: LyCORIS takes its alpha for its rank
             return 1.0
         if alpha is None:
-            patterns = self.settings.get("alpha_pattern") or {}
-            names = {name: value for name, value in patterns.items() if _matches(name, module)}
-            alpha = float(next(iter(names.values()), self.settings.get("lora_alpha", rank)))
+            patterns = self.settings.get("alpha_pattern", {}).items()
+            usual = self.settings.get("lora_alpha", rank)
+            alpha = next((value for pattern, value in patterns if _matches(pattern, module.name)), usual)
         return alpha / (math.sqrt(rank) if self.settings.get("use_rslora") else rank)
 
 
@@ -226,16 +226,18 @@ def _inputs(module: LoraModule) -> int | None:
     return down.shape[1] if down and len(down.shape) > 1 else None
 
 
-def _matches(pattern: str, module: LoraModule) -> bool:
-    """As peft's get_pattern_key: a whole name, or its end."""
-    try:
-        return re.fullmatch(rf"(.*\.)?({pattern})", module.name) is not None
-    except re.error:
-        return False
+def _matches(pattern: str, name: str) -> bool:
+    """As peft's get_pattern_key: a whole name, or, unless it begins with ^, its end."""
+    literal = re.sub(r"\\(.)", r"\1", pattern.removeprefix("^").removesuffix("$"))
+    return name == literal or (not pattern.startswith("^") and name.endswith(f".{literal}"))
 
 
 def _settings(header: Header) -> dict[str, Any]:
-    """peft's settings: diffusers writes them into the file, peft into a file beside it."""
+    """peft's settings: diffusers writes them into the file, peft into a file beside it.
+
+    Raises:
+        CheckpointError: they are not what peft writes, or their patterns are more than names.
+    """
     beside = header.path.with_name("adapter_config.json")
     try:
         if text := header.metadata.get("lora_adapter_metadata"):
@@ -244,14 +246,18 @@ def _settings(header: Header) -> dict[str, Any]:
             values = json.loads(beside.read_text(encoding="utf-8"))
         else:
             return {}
-        kept: dict[str, Any] = {
-            name: values[name] for name in ("r", "lora_alpha", "use_rslora", "alpha_pattern") if name in values
-        }
-        float(kept.get("lora_alpha", 1))
-        for value in dict(kept.get("alpha_pattern") or {}).values():
-            float(value)
+        patterns = {str(name): float(value) for name, value in dict(values.get("alpha_pattern") or {}).items()}
+        kept: dict[str, Any] = {"use_rslora": bool(values.get("use_rslora")), "alpha_pattern": patterns}
+        if (alpha := values.get("lora_alpha")) is not None:
+            kept["lora_alpha"] = float(alpha)
+        if not all(map(math.isfinite, [kept.get("lora_alpha", 1.0), *patterns.values()])):
+            raise ValueError("an alpha is no finite number")
+        # A stranger's regular expression can run for ever; those that people write are names.
+        if odd := next((name for name in patterns if re.search(r"[()*+?{}|\[\]]", re.sub(r"\\.", "", name))), None):
+            raise ValueError(f"the pattern {odd[:80]!r} in alpha_pattern is no plain name")
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
-            f"{header.path}: the LoRA's settings cannot be read ({str(error)[:200]}). Download it again"
+            f"{header.path}: the LoRA's settings, as peft writes them, cannot be used ({str(error)[:200]}). "
+            "Download it again, or save it with an alpha tensor for each module"
         ) from error
     return kept
