@@ -182,6 +182,7 @@ def broken(sound: dict) -> dict[str, tuple[dict, str, type[CheckpointError]]]:
         "nothing": ({}, "holds no LoRA", refused),
         "alpha of two": (beside("alpha", 2), r"alpha is \[2\], where \[\] or \[1\] was expected", DamagedFile),
         "magnitudes": (beside("dora_scale", 7, 1), r"dora_scale is \[7, 1\]", DamagedFile),
+        "endless name": (sound | {"transformer." * 100_000 + "alpha": torch.ones(1)}, "1 of its tensors are", refused),
         "integers": (beside("lora_A.weight", 3, 32, dtype=torch.int8), "stored as I8", refused),
         "bias of another length": ({f"{linear}.diff_b": torch.ones(4)}, "bias of another length", refused),
     }
@@ -191,7 +192,7 @@ BROKEN = [
     "A without B", "half a LoKr", "alpha alone", "unknown key", "two adapters", "extra module", "four extra",
     "fused and split", "ranks apart", "convolution", "lora_mid", "set_weight", "set_weight of a matrix", "a norm",
     "text encoder too", "text encoder only", "text_encoder.", "text_encoders.", "no LoRA", "nothing", "alpha of two",
-    "magnitudes", "integers", "bias of another length",
+    "magnitudes", "endless name", "integers", "bias of another length",
 ]  # fmt: skip
 
 

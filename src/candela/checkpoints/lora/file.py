@@ -37,6 +37,7 @@ ROLES = {
     "lora_B": "up", "lora_up": "up", "lora.up": "up", "lora_linear_layer.up": "up",
     "dora_scale": "magnitude", "lora_magnitude_vector": "magnitude",
 }  # fmt: skip
+LONGEST_NAME = 1000  # real ones stay below 150; patterns must not be set on a stranger's megabytes
 # Words that hold an underscore themselves, in the authors' names and diffusers': flat names use it for the dot too.
 WORDS = (
     "time_caption_embed", "timestep_embedder", "caption_embedder", "context_refiner", "noise_refiner",
@@ -170,7 +171,9 @@ def lora_of(header: Header) -> LoraFile:
     text: list[str] = []
     unknown: list[str] = []
     for name, tensor in header.tensors.items():
-        if TEXT.search(name):
+        if len(name) > LONGEST_NAME:
+            unknown.append(name)
+        elif TEXT.search(name):
             text.append(name)
         elif (match := ROLE.match(name)) and (role := _role(match)) not in groups.setdefault(match["module"], {}):
             groups[match["module"]][role] = tensor
