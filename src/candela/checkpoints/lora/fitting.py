@@ -191,12 +191,12 @@ def _targets(
     bias = module.tensors.get("diff_b")
     if (bias and bias.shape != (out,)) or shape not in ((out, into), (0, 0)):
         found = f"takes {shape[1]} values and gives {shape[0]}" if shape != (0, 0) else "has a bias of another length"
-        made = f"was made for {lora.family or 'another model'}, or another size of {family}"
+        made = f"It was made for another model, or another size of {family}"
         if lora.family not in (None, family):
-            made = f"is a LoRA for {lora.family}, and the model is {family}"
+            made = f"It is a LoRA for {lora.family}; the model is {family}"
         raise MismatchedModel(
-            f"{lora.path}: {module.name} {found}; in this {family} it takes {into} and gives {out}. The LoRA {made}. "
-            f"Choose one for this model"
+            f"{lora.path}: {module.name} {found}; in this {family} it takes {into} and gives {out}. {made}. "
+            "Choose one for this model"
         )
     firsts = [sum(rows[:k]) if fused else 0 for k in range(len(rows))]
     return tuple(Target(home.name, first, count) for home, first, count in zip(homes, firsts, rows))
