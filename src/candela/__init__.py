@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AppliedLora": "candela.engine",
     "Engine": "candela.engine",
+    "Lora": "candela.engine",
     "Request": "candela.engine",
     "Result": "candela.engine",
     "Seconds": "candela.engine",
@@ -50,7 +52,9 @@ if TYPE_CHECKING:
     from candela.checkpoints import Model as Model
     from candela.checkpoints import fit as fit
     from candela.checkpoints import identify as identify
+    from candela.engine import AppliedLora as AppliedLora
     from candela.engine import Engine as Engine
+    from candela.engine import Lora as Lora
     from candela.engine import Request as Request
     from candela.engine import Result as Result
     from candela.engine import Seconds as Seconds

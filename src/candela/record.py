@@ -32,6 +32,15 @@ class Start:
 
 
 @dataclass(frozen=True)
+class Lora:
+    """A LoRA that was on: its file, how strongly, and the sha256 of the file."""
+
+    path: str
+    strength: float
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Record:
     """One picture's settings, all explicit. `cfg` is ComfyUI's number for the same guidance.
 
@@ -51,6 +60,7 @@ class Record:
     dtype: str
     device: str
     start: Start | None = None
+    loras: tuple[Lora, ...] = ()
     remake: bool = True
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -74,6 +84,8 @@ class Record:
         if start := values.get("start"):
             values["start"] = Start(start.get("path"), start["sha256"])
         try:
+            loras = values.get("loras") or ()
+            values["loras"] = tuple(Lora(str(one["path"]), float(one["strength"]), str(one["sha256"])) for one in loras)
             return cls(**{name: value for name, value in values.items() if name in known})
         except TypeError as error:
             raise ValueError(str(error)) from error
@@ -91,6 +103,11 @@ class Record:
             "Size": f"{self.width}x{self.height}",
             "Model": self.model,
             **({"Denoising strength": f"{self.strength:g}"} if self.start else {}),
+            **(
+                {"LoRA": " + ".join(f"{Path(one.path).stem} {one.strength:g}" for one in self.loras)}
+                if self.loras
+                else {}
+            ),
             "Version": f"candela {self.versions.get('candela', '')}".strip(),
         }
         lines.append(", ".join(f"{name}: {value}" for name, value in settings.items()))

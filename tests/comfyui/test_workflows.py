@@ -180,7 +180,7 @@ def test_a_shim_folder_serves_an_installed_package(core, tmp_path):
 
 def test_help_pages_and_locales(server):
     nodes = {name for name, info in server.get_json("/object_info").items() if info["category"] == "Candela"}
-    assert len(nodes) == 6
+    assert len(nodes) == 7
     translations = server.get_json("/i18n")
     for node in nodes:
         assert len(server.get(f"/extensions/candela/docs/{node}.md")) > 300
@@ -197,7 +197,7 @@ def test_help_pages_and_locales(server):
 def test_every_widget_has_a_tooltip(server):
     definitions = server.get_json("/object_info")
     ours = [d for d in definitions.values() if d["category"] == "Candela"]
-    assert len(ours) == 6
+    assert len(ours) == 7
     for definition in ours:
         for group in definition["input"].values():
             for name, (kind, *options) in group.items():

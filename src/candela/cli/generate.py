@@ -41,6 +41,7 @@ class Options:
     count: int
     init: Path | None
     strength: float | None
+    loras: tuple[str, ...]
     like: Path | None
     out: Path
     as_json: bool
@@ -57,7 +58,9 @@ def run(options: Options) -> int:
     model = options.model if options.model is not None else record.model if record else "demo"
 
     from candela.checkpoints import read_checkpoint
+    from candela.cli.loras import wanted_loras
     from candela.engine import Engine, Request
+    from candela.engine.adapters import check_loras
     from candela.families import family_of
 
     quiet_libraries()
@@ -66,15 +69,21 @@ def run(options: Options) -> int:
     checkpoint = read_checkpoint(model)
     family = family_of(checkpoint)
     request.resolved(family, family.defaults(checkpoint))
+    loras = wanted_loras(options.loras, record)
+    check_loras(checkpoint, family.name, loras)
     target = Target(options.out, request.total)
     with spoken_warnings(muted=False):
         engine = Engine.load(model)
+    applied = engine.set_loras(loras)
     request = engine.check(request)
     target.prepare()
     if record:
         note_other_machine(record, engine)
+    for lora in applied:
+        say(f"LoRA {lora.path} at {lora.strength:g}: all of its {lora.modules} modules applied")
     code, report = make_pictures(engine, request, target, quiet=options.as_json)
     if options.as_json:
+        report["loras"] = [{"path": lora.path, "strength": lora.strength, "modules": lora.modules} for lora in applied]
         report["seconds"]["total"] = round(time.perf_counter() - began, 4)
         print_json(report)
     return code

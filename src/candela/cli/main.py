@@ -52,6 +52,10 @@ def generate(
     strength: Annotated[
         float | None, typer.Option(help="With --init: 1 ignores it, 0.5 keeps its layout. (default: 0.6)")
     ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE[:STRENGTH]", help="A LoRA, and how strongly (default: 1); several add up."),
+    ] = None,
     like: Annotated[
         Path | None, typer.Option(metavar="IMAGE", help="Take every setting from a picture made by Candela.")
     ] = None,
@@ -65,7 +69,7 @@ def generate(
 
         options = Options(
             tuple(prompts or ()), prompts_file, model, negative, width, height, steps, guidance, seed, count,
-            init, strength, like, out, as_json,
+            init, strength, tuple(lora or ()), like, out, as_json,
         )  # fmt: skip
         return run(options)
 
@@ -84,6 +88,8 @@ def show(image: Annotated[Path, typer.Argument(help="A PNG made by Candela.")]) 
         for name, value in asdict(read_record(image)).items():
             if isinstance(value, dict):
                 value = ", ".join(f"{key} {item}" for key, item in value.items())
+            if name == "loras":
+                value = ", ".join(f"{one['path']} at {one['strength']:g}" for one in value) or None
             if value is not None and name != "remake":
                 print(f"{name + ':':17}{value}")
         return 0

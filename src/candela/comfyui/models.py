@@ -17,6 +17,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from candela.checkpoints import Components
+from candela.checkpoints.lora import Lora
 from candela.comfyui import names
 from candela.engine import Engine
 from candela.engine.device import pick_dtype
@@ -89,6 +90,7 @@ class LoadedModel(NamedTuple):
 
     engine: Engine
     patchers: tuple[ModelPatcher, ...]
+    loras: tuple[Lora, ...] = ()  # of this link: the engine is shared, and whoever runs it puts them on first
 
     def get_ram_usage(self) -> int:
         return sum(patcher.model_size() for patcher in self.patchers)

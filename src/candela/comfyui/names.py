@@ -76,6 +76,37 @@ def checkpoint(name: str) -> Checkpoint:
     return read_checkpoint(location(name))
 
 
+def listed_loras() -> list[str]:
+    """The safetensors files under models/loras (extra model paths included)."""
+    return [name for name in folder_paths.get_filename_list("loras") if name.endswith((".safetensors", ".sft"))]
+
+
+def lora_file(name: str) -> str:
+    """
+    Raises:
+        ModelNotFound: nothing of that name; the message says where it was looked for.
+    """
+    path = folder_paths.get_full_path("loras", name)
+    if path is None:
+        listed = listed_loras()
+        near = difflib.get_close_matches(name, listed, n=3)
+        hint = f"Did you mean {' or '.join(near)}?" if near else "Choose one from the list."
+        places = folder_paths.get_folder_paths("loras")
+        raise ModelNotFound(f"there is no LoRA {name!r} here. {hint} Files in {places[0]} appear in the list")
+    return path
+
+
+def lora_fingerprint(name: str) -> str:
+    """Changes when the file does.
+
+    Raises:
+        ModelNotFound: as `lora_file`.
+    """
+    path = lora_file(name)
+    stat = os.stat(path)
+    return f"{path} {stat.st_size} {stat.st_mtime_ns}"
+
+
 def _roots() -> list[str]:
     return folder_paths.get_folder_paths(FOLDER)
 

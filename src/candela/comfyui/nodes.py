@@ -127,6 +127,56 @@ class CandelaLoadModel(io.ComfyNode):
         return io.NodeOutput(loaded, vae.EngineVAE(loaded))
 
 
+class CandelaLoadLora(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="CandelaLoadLora",
+            display_name="LoRA (Candela)",
+            category=CATEGORY,
+            description="Changes what the model has learnt by a LoRA file, all of it or with an error. Several in a "
+            "row add up; the model without the node stays as it was.",
+            inputs=[
+                ModelType.Input("model"),
+                io.Combo.Input(
+                    "lora",
+                    options=names.listed_loras(),
+                    tooltip="Files under models/loras. One for another model says which it is for.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=-100.0,
+                    max=100.0,
+                    step=0.05,
+                    tooltip="1: as it was trained. 0: not at all. Below 0: the other way.",
+                ),
+            ],
+            outputs=[ModelType.Output(display_name="model")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, lora):
+        return True  # as in Load model: our own words
+
+    @classmethod
+    def fingerprint_inputs(cls, lora, **inputs):
+        from candela.errors import CandelaError
+
+        try:
+            return None if lora is None else names.lora_fingerprint(lora)
+        except CandelaError:
+            return float("nan")
+
+    @classmethod
+    def execute(cls, model, lora, strength):
+        from candela.engine import Lora
+
+        chosen = Lora(names.lora_file(lora), strength)
+        model.engine.check_loras([chosen])
+        return io.NodeOutput(model._replace(loras=(*model.loras, chosen)))
+
+
 class CandelaEncodePrompt(io.ComfyNode):
     @classmethod
     def define_schema(cls):
@@ -205,6 +255,8 @@ class CandelaSampler(io.ComfyNode):
         began = time.perf_counter()
         with models.unloading_when_full():
             engine.prepare_preview()
+            for lora in engine.set_loras(model.loras):
+                log.info("[Candela] %s at %g: all %d modules", lora.path, lora.strength, lora.modules)
             samples = engine.denoise(request, prompt, on_step=progress.reporter(), cancelled=progress.interrupted)
         log.info("[Candela] sampled %d picture(s) in %.2f s", batch_size, time.perf_counter() - began)
         return io.NodeOutput(latents.write(latent, samples.to(intermediate_device()), given))
@@ -364,6 +416,7 @@ class LuminaDiffusersNode(io.ComfyNode):
 
 NODES: list[type[io.ComfyNode]] = [
     CandelaLoadModel,
+    CandelaLoadLora,
     CandelaEncodePrompt,
     CandelaSampler,
     CandelaDecode,

@@ -15,15 +15,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from candela.checkpoints import Checkpoint, Components, load_components, read_checkpoint
+from candela.checkpoints.lora import Lora
 from candela.engine import memory, preview, sampling
+from candela.engine.adapters import Adapters, AppliedLora, checked
 from candela.engine.device import pick_device, pick_dtype
 from candela.engine.request import Request
 from candela.engine.residency import Residency, Resident
 from candela.engine.result import Result, Seconds
 from candela.engine.sampling import OnStep
-from candela.errors import Cancelled, CandelaWarning, InvalidRequest
+from candela.errors import Cancelled, CandelaWarning, InvalidRequest, MismatchedModel
 from candela.families import Conditioning, Defaults, Family, family_of
 from candela.families.base import warn_unused_negative
+from candela.record import Lora as LoraRecord
 from candela.record import Record, pixels_sha256, versions
 from candela.record import Start as StartRecord
 
@@ -57,6 +60,7 @@ class Engine:
         self.residency = residency or Resident()
         self._lock = threading.RLock()
         self._projection: torch.Tensor | None = None
+        self._adapters: Adapters | None = None
 
     @classmethod
     def load(
@@ -155,6 +159,52 @@ class Engine:
             for negative in self._negatives(full) or ():
                 self.family.tokenize(self.components, negative, negative=True)
             return full
+
+    # --- LoRAs ------------------------------------------------------------------------------
+
+    @property
+    def loras(self) -> tuple[AppliedLora, ...]:
+        """Those that are on."""
+        return self._adapters.applied if self._adapters else ()
+
+    def set_loras(self, loras: Sequence[Lora]) -> tuple[AppliedLora, ...]:
+        """Exchanges the LoRAs that are on for `loras`; several add up, none takes all off, and the same set again
+        costs nothing. They hold for every run from now on. The model's own weights are never touched.
+
+        Returns:
+            One report for each: how many of the model's modules it changes, always all that its file is for.
+
+        Raises:
+            InvalidRequest: something else than a Lora.
+            ModelNotFound, DamagedFile, MismatchedModel: a file that is not there, is damaged, or was made for another
+                model; what was on before still is.
+        """
+        wanted = checked(loras)
+        with self._lock, torch.no_grad(), memory.mapped(self.device):
+            if wanted or self._adapters:
+                return self._lora_adapters().replace(wanted)
+            return ()
+
+    def check_loras(self, loras: Sequence[Lora]) -> None:
+        """Would `set_loras` take them? From the files' headers alone.
+
+        Raises:
+            InvalidRequest, CheckpointError: as `set_loras`.
+        """
+        wanted = checked(loras)
+        with self._lock:
+            for lora in wanted:
+                self._lora_adapters().fit(lora)
+
+    def _lora_adapters(self) -> Adapters:
+        if self._adapters is None:
+            transformer = self.components.by_name.get("transformer")
+            if transformer is None:
+                raise MismatchedModel(f"{self.model} has no transformer, and LoRAs are applied to one only")
+            self._adapters = Adapters(
+                transformer, self.family.name, self.dtype, lambda: self.residency.need("transformer")
+            )
+        return self._adapters
 
     # --- the stages -------------------------------------------------------------------------
 
@@ -391,6 +441,7 @@ class Engine:
             dtype=str(self.dtype).removeprefix("torch."),
             device=self.device.type,
             start=start,
+            loras=tuple(LoraRecord(lora.path, lora.strength, lora.sha256) for lora in self.loras),
             remake=full.latents is None and full.mask is None,
             versions=versions(),
         )

@@ -1,0 +1,6 @@
+"""LoRA files, whatever program wrote them: read from their headers, and held against the model they are for."""
+
+from candela.checkpoints.lora.file import Lora, LoraFile, LoraModule, read_lora
+from candela.checkpoints.lora.fitting import Placement, Target, fit
+
+__all__ = ["Lora", "LoraFile", "LoraModule", "Placement", "Target", "fit", "read_lora"]
