@@ -12,8 +12,8 @@ import torch
 
 from candela.checkpoints import read_checkpoint
 from candela.checkpoints.catalogue import DEMO_FOLDER
-from candela.checkpoints.fitting import fit
 from candela.checkpoints.identity import identify
+from candela.checkpoints.together import fit
 from candela.errors import CheckpointError, MismatchedModel, ModelNotFound
 from tests import layouts
 
@@ -92,7 +92,10 @@ def shelf(tmp_path_factory):
         "svdq-int4_r32-z-image-turbo.safetensors": lambda p: hollow(
             p, transformer("z-image") | {"layers.0.attention.to_qkv.wscales": (60, 11520)}
         ),
-        "some_lora.safetensors": lambda p: hollow(p, {"diffusion_model.layers.0.attention.qkv.lora_A.weight": (4, 9)}),
+        "some_lora.safetensors": lambda p: hollow(
+            p, {"diffusion_model.layers.0.attention.qkv.lora_A.weight": (16, 3840),
+                "diffusion_model.layers.0.attention.qkv.lora_B.weight": (11520, 16)},
+        ),
     }  # fmt: skip
 
     def get(name: str):
@@ -170,13 +173,19 @@ def test_folders_and_their_components():
     ("name", "near"),
     [
         ("t5xxl.safetensors", "T5"), ("sdxl_unet.safetensors", "Stable Diffusion XL"),
-        ("some_lora.safetensors", "a LoRA"),
     ],
 )  # fmt: skip
 def test_an_unknown_file_is_told_by_what_it_resembles(name, near, shelf):
     identity = identify(shelf(name))
     assert identity.kind == "unknown" and identity.resembles
     assert near in identity.resembles.name and identity.resembles.keys
+
+
+def test_a_lora(shelf):
+    identity = identify(shelf("some_lora.safetensors"))
+    assert identity.kind == "lora" and identity.lora
+    assert (identity.lora.kinds, identity.lora.ranks, identity.lora.modules) == (("lora",), (16,), 1)
+    assert (identity.lora.family, identity.lora.naming) == ("z-image", "diffusion_model.")
 
 
 def test_nothing_there(tmp_path):

@@ -12,9 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from candela import Engine, InvalidRequest, Lora, MismatchedModel, ModelNotFound, Request
-from candela.engine.adapters import file_sha256, linear_sizes
+from candela.checkpoints.catalogue import DEMO_FOLDER
+from candela.checkpoints.packed import QuantizedLinear
+from candela.engine.adapters import file_sha256
 from candela.errors import DamagedFile
-from tests import loras
+from tests import layouts, loras
 from tests.loras import FORMATS, Format
 
 SMALL = Request("a red star", width=64, height=64, steps=1, guidance=0.0, seed=3)
@@ -186,46 +188,29 @@ def test_a_set_that_fails_leaves_the_one_before(engine, tmp_path):
     assert torch.equal(latents(engine), before)
 
 
-class Quantised(torch.nn.Module):
-    """A linear layer whose weight lies in 8 bits with a scale per row, dense only while it computes."""
-
-    def __init__(self, linear: torch.nn.Linear):
-        super().__init__()
-        self.in_features, self.out_features, self.bias = linear.in_features, linear.out_features, linear.bias
-        scale = linear.weight.abs().amax(1, keepdim=True) / 127
-        self.register_buffer("scale", scale)
-        self.register_buffer("packed", (linear.weight / scale).round().to(torch.int8))
-
-    @property
-    def weight(self) -> torch.Tensor:
-        return self.packed * self.scale
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.linear(x, self.weight, self.bias)
-
-
+@pytest.mark.parametrize("layout", ["Q8_0", "Q4_0", "scaled-fp8", "nvfp4"])
 @pytest.mark.parametrize(
     "label",
     ["diffusion_model.*, fused qkv", "LoKr, lycoris_*, fused qkv", "DoRA, lora_unet_*, dora_scale by row, fused",
      "DoRA, lycoris_*, dora_scale by column, fused"],
 )  # fmt: skip
-def test_on_quantised_layers(tiny_models, tmp_path, label):
-    engine = Engine.load(tiny_models["z-image"], device="cpu")
-    transformer = engine.components.transformer
-    names = [name for name in linear_sizes(transformer) if name.startswith("layers.")]
-    for name in names:  # the merged model holds the values that the 8 bits stand for
-        linear = transformer.get_submodule(name)
-        linear.weight.copy_(Quantised(linear).weight)
-    path, delta = write(tmp_path, engine, fmt=FORMATS[label])
-    expected = merged(engine, (0.6, delta))
-    for name in names:
-        transformer.set_submodule(name, Quantised(transformer.get_submodule(name)))
-    plain = latents(engine)
+def test_on_quantised_layers(tmp_path, label, layout):
+    """GGUF and fp8 files of the demo, against plain layers with the values that the packed ones stand for."""
+    engine = Engine.load(layouts.export(DEMO_FOLDER, tmp_path / layout, "z-image", layout), device="cpu")
+    plain = Engine.load("demo", device="cpu")
+    packed = {n: m for n, m in engine.components.transformer.named_modules() if isinstance(m, QuantizedLinear)}
+    assert len(packed) > 20
+    for name, layer in packed.items():
+        plain.components.transformer.get_submodule(name).weight.data.copy_(layer.weight)
+    path, delta = write(tmp_path, plain, fmt=FORMATS[label])
+    expected = merged(plain, (0.6, delta))
+    before = latents(engine)
+    torch.testing.assert_close(before, latents(plain), atol=1e-4, rtol=1e-4)
     (report,) = engine.set_loras([Lora(path, 0.6)])
-    assert report.modules == 28
-    torch.testing.assert_close(latents(engine), expected, atol=2e-4, rtol=2e-4)
+    assert report.modules == len(delta)
+    torch.testing.assert_close(latents(engine), expected, atol=5e-4, rtol=5e-4)
     engine.set_loras([])
-    assert torch.equal(latents(engine), plain)
+    assert torch.equal(latents(engine), before)
 
 
 def test_deltas_follow_the_model_to_another_type_and_place(tiny_models, tmp_path):

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from candela.checkpoints.catalogue import CATALOGUE, Entry, Model, find, installed
 from candela.checkpoints.checkpoint import Checkpoint, Part
-from candela.checkpoints.fitting import Fit, fit
 from candela.checkpoints.folder import read_folder
 from candela.checkpoints.identity import Identity, identify
 from candela.checkpoints.opening import read_checkpoint
+from candela.checkpoints.together import Fit, fit
 
 if TYPE_CHECKING:
     from candela.checkpoints.loading import Components as Components

@@ -12,6 +12,8 @@ from candela.checkpoints.architectures.text_encoders import KNOWN
 from candela.checkpoints.checkpoint import Checkpoint, Part
 from candela.checkpoints.contents import Contents, Found, read_contents
 from candela.checkpoints.folder import read_component, read_folder
+from candela.checkpoints.headers import Header
+from candela.checkpoints.lora.file import lora_of
 from candela.checkpoints.resemblance import Resemblance, nearest
 from candela.checkpoints.variants import variant_of
 from candela.errors import CandelaError, ModelNotFound
@@ -51,14 +53,30 @@ class Component:
 
 
 @dataclass(frozen=True)
+class LoraSummary:
+    """A LoRA: whose names it has, how it changes the weights (lora, lokr, loha, diff, dora), its ranks, how many
+    modules it touches, a few of them, and the family that it was made for, as far as names and widths tell."""
+
+    naming: str
+    kinds: tuple[str, ...]
+    ranks: tuple[int, ...]
+    modules: int
+    some: tuple[str, ...]
+    family: str | None
+    text_encoder_tensors: int
+    unknown_tensors: int
+
+
+@dataclass(frozen=True)
 class Identity:
     """What one path is.
 
     Attributes:
-        kind: model (a folder in diffusers layout), file, component (a folder of one), or unknown.
+        kind: model (a folder in diffusers layout), file, component (a folder of one), lora, or unknown.
         format: safetensors, gguf or diffusers.
         rest: names of tensors that belong to no component found.
         resembles: for an unknown file.
+        lora: for a LoRA, of whatever model.
     """
 
     path: str
@@ -71,6 +89,7 @@ class Identity:
     metadata: dict[str, str] = field(default_factory=dict)
     rest: tuple[str, ...] = ()
     resembles: Resemblance | None = None
+    lora: LoraSummary | None = None
 
 
 def identify(path: str | os.PathLike[str]) -> Identity:
@@ -93,10 +112,24 @@ def _file(contents: Contents) -> Identity:
     names = list(header.tensors)
     metadata = {key: str(header.metadata[key])[:200] for key in SHOWN_METADATA if key in header.metadata}
     components = tuple(component_of(found) for found in contents.found)
+    if not components and (lora := _lora(header)):
+        return Identity(str(header.path), "lora", header.format, header.bytes, len(names), metadata=metadata, lora=lora)
     return Identity(
         str(header.path), "file" if components else "unknown", header.format, header.bytes, len(names), components,
         metadata=metadata, rest=contents.rest if components else (),
         resembles=None if components else nearest(names),
+    )  # fmt: skip
+
+
+def _lora(header: Header) -> LoraSummary | None:
+    try:
+        file = lora_of(header)
+    except CandelaError:
+        return None
+    some = tuple(module.name for module in file.modules[:3])
+    return LoraSummary(
+        file.naming, file.kinds, file.ranks, len(file.modules), some, file.family, len(file.text_encoder),
+        len(file.unknown),
     )  # fmt: skip
 
 
@@ -141,7 +174,10 @@ def _text_width(component: str, config: dict[str, Any]) -> int | None:
 def _folder(path: Path) -> Identity:
     if (path / "model_index.json").is_file():
         checkpoint: Checkpoint = read_folder(path)
-        components = tuple(_part(name, part) for name, part in checkpoint.parts.items() if part.files)
+        order = {"transformer": 0, "unet": 0, "vae": 2}
+        names = sorted(checkpoint.parts, key=lambda name: (order.get(name, 1), name))
+        parts = {name: checkpoint.parts[name] for name in names if checkpoint.parts[name].files}
+        components = tuple(_part(name, part) for name, part in parts.items())
         tensors = sum(
             len(read_contents(file).header.tensors) for part in checkpoint.parts.values() for file in part.files
         )

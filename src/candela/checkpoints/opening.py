@@ -15,6 +15,7 @@ from candela.checkpoints.architectures import TRANSFORMERS
 from candela.checkpoints.catalogue import find, installed
 from candela.checkpoints.checkpoint import Checkpoint, Part
 from candela.checkpoints.contents import Contents, Found, config_metadata, read_contents
+from candela.checkpoints.fitting import check_fit
 from candela.checkpoints.folder import read_component, read_folder
 from candela.checkpoints.variants import SCHEDULERS, Variant, variant_of
 from candela.errors import MismatchedModel, ModelNotFound
@@ -95,6 +96,7 @@ def _assembled(name: str, places: dict[str, str]) -> Checkpoint:
             f"{' and '.join(each.replace('_', ' ') for each in absent)} {'are' if len(absent) > 1 else 'is'} missing. "
             f"Add: {_usage(parts)}. In place of FILE, the name or folder of a whole model does as well"
         )
+    check_fit(parts)
     source = opened[places.get("transformer", places.get("", ""))]
     variant = variant_of(architecture.name, source.header if isinstance(source, Contents) else None)
     defaults = source.defaults if isinstance(source, Checkpoint) else {}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from candela.checkpoints.fitting import fit
 from candela.checkpoints.identity import Component, Identity, identify
+from candela.checkpoints.together import fit
 from candela.cli.output import error_report, print_json, say
 from candela.errors import CandelaError, CheckpointError
 
@@ -59,6 +59,16 @@ def described(identity: Identity) -> str:
     lines = [identity.path, f"  {what}"]
     for component in identity.components:
         lines += _lines(component)
+    if identity.lora:
+        lora = identity.lora
+        ranks = ", ".join(map(str, lora.ranks)) or "none"
+        lines.append(f"  {'LoRA':14}for {lora.family or 'a model that its names do not tell'}, {', '.join(lora.kinds)}")
+        lines.append(f"  {'':14}rank {ranks}, {lora.modules} modules ({', '.join(lora.some)}, ...)")
+        lines.append(f"  {'':14}names: {f'below {lora.naming}' if lora.naming else 'bare'}")
+        if lora.text_encoder_tensors:
+            lines.append(
+                f"  {'problem':14}{lora.text_encoder_tensors} tensors are for a text encoder: not applied here"
+            )
     if identity.kind == "unknown":
         lines += _unknown(identity)
     if identity.rest:

@@ -7,46 +7,125 @@ import difflib
 import hashlib
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import folder_paths
 
 from candela.checkpoints import Checkpoint, read_checkpoint
 from candela.checkpoints.catalogue import CATALOGUE, find, installed
-from candela.errors import ModelNotFound
+from candela.checkpoints.contents import read_contents
+from candela.checkpoints.opening import NEEDED, WEIGHT_FILES, components
+from candela.errors import MismatchedModel, ModelNotFound
 
 FOLDER = "diffusers"  # ComfyUI's name for the folder type
+FILES = {"": ("checkpoints", "diffusion_models"), "transformer": ("checkpoints", "diffusion_models"),
+         "text_encoder": ("text_encoders",), "vae": ("vae",)}  # fmt: skip
+OWN = "the model's own"
 
 
 def listed() -> list[str]:
-    """The demo, folders in diffusers layout under models/diffusers (extra model paths included), what the hub cache
-    holds, and the rest of the catalogue, which says what to run when it is chosen."""
-    names = ["demo", *sorted(_folders()), *(model.name for model in installed()), *CATALOGUE]
-    return list(dict.fromkeys(names))
+    """The demo, folders in diffusers layout under models/diffusers (extra model paths included), weight files under
+    models/checkpoints and models/diffusion_models, what the hub cache holds, and the rest of the catalogue, which says
+    what to run when it is chosen."""
+    hub = (model.name for model in installed())
+    return list(dict.fromkeys(["demo", *sorted(_folders()), *_files("transformer"), *hub, *CATALOGUE]))
+
+
+def listed_parts(component: str) -> list[str]:
+    """What may replace a model's own `component` (text_encoder or vae)."""
+    return [OWN, *_files(component)]
+
+
+def chosen(model: str, text_encoder: str = OWN, vae: str = OWN) -> str:
+    """The three choices of the Load node as one name, for the functions below."""
+    parts = {"text_encoder": text_encoder, "vae": vae}
+    if all(part == OWN for part in parts.values()):
+        return model
+    return ",".join([f"transformer={model}", *(f"{c}={model if p == OWN else p}" for c, p in parts.items())])
 
 
 def location(name: str) -> str:
-    """-> what `Engine.load` takes for `name`: a folder of ComfyUI's, else a catalogue name or hub id.
+    """-> what `Engine.load` takes for `name`: a folder or files of ComfyUI's, else a catalogue name or hub id.
 
     Raises:
         ModelNotFound: nothing of that name; the message says where it was looked for.
+        MismatchedModel: a file without the rest of a model.
     """
+    places = _places(name)
+    if set(places) == {""} and not Path(places[""]).is_file():
+        return places[""]
+    if "" in places:
+        contents = read_contents(Path(places[""]))
+        if contents.get("transformer") and not (contents.get("text_encoder") and contents.get("vae")):
+            held = " and ".join(f"a {found.title}" for found in contents.found)
+            raise MismatchedModel(
+                f"{name} holds {held}, and a model needs a transformer, a text encoder and a VAE. Choose the others in "
+                "text_encoder and vae of the Load node"
+            )
+        places = dict.fromkeys(NEEDED, places[""])
+    if tokenizer := _qwen_tokenizer(Path(places.get("text_encoder", ""))):
+        places["tokenizer"] = tokenizer
+    return ",".join(f"{component}={place}" for component, place in places.items())
+
+
+def _places(name: str) -> dict[str, str]:
+    """Where each component that `name` names lies; under "" for a whole model."""
+    split = components(name) if re.match(r"\s*\w+=", name) else None
+    return {component: _place(component, value) for component, value in (split or {"": name}).items()}
+
+
+def _place(component: str, name: str) -> str:
     folders = _folders()
     if name in folders:
         return str(folders[name])
-    place = _roots()[0]
+    if file := _files(component).get(name):
+        return file
+    root = _roots()[0]
     if name in CATALOGUE or (re.fullmatch(r"[\w.-]+/[\w.-]+", name) and ".." not in name):
         try:
             find(name)
         except ModelNotFound as error:
-            raise ModelNotFound(f"{error}. Or put its folder into {place} under the name {name}") from error
+            raise ModelNotFound(f"{error}. Or put its folder into {root} under the name {name}") from error
         return name
-    near = difflib.get_close_matches(name, listed(), n=3)
+    choices = list(_files(component)) if component in ("text_encoder", "vae") else listed()
+    near = difflib.get_close_matches(name, choices, n=3)
     hint = f"Did you mean {' or '.join(near)}?" if near else "Choose one from the list."
+    files = " or ".join(folder_paths.get_folder_paths(kind)[0] for kind in FILES.get(component, ()))
     raise ModelNotFound(
-        f"there is no model {name!r} here. {hint} A folder in diffusers layout appears in the list once it lies in "
-        f"{place}"
+        f"there is no {component.replace('_', ' ') or 'model'} {name!r} here. {hint} A folder in diffusers layout "
+        f"appears in the list once it lies in {root}, a weight file in {files}"
     )
+
+
+def _files(component: str) -> dict[str, str]:
+    """Weight files that may be `component`, by the name that the list shows -> path; an earlier root wins."""
+    found: dict[str, str] = {}
+    kinds = FILES.get(component, ())
+    for kind in kinds:
+        for root in folder_paths.get_folder_paths(kind):
+            for place, _, files in os.walk(root, followlinks=True):
+                for file in sorted(files):
+                    if file.lower().endswith(WEIGHT_FILES):
+                        path = Path(place) / file
+                        name = path.relative_to(root).as_posix()
+                        found.setdefault(f"{kind}/{name}" if len(kinds) > 1 else name, str(path))
+    return found
+
+
+def _qwen_tokenizer(text_encoder: Path) -> str | None:
+    """ComfyUI's copy of Qwen's vocabulary, for a text encoder of that size whose file brings none."""
+    if not text_encoder.is_file():
+        return None
+    contents = read_contents(text_encoder)
+    found = contents.get("text_encoder")
+    if found is None or found.architecture.name != "qwen3" or "tokenizer.ggml.tokens" in contents.header.metadata:
+        return None
+    import comfy
+
+    folder = Path(comfy.__path__[0]) / "text_encoders" / "qwen25_tokenizer"
+    words = found.shapes["embed_tokens.weight"][0]
+    return str(folder) if words >= 151643 and (folder / "vocab.json").is_file() else None
 
 
 def fingerprint(name: str) -> str:
@@ -56,15 +135,23 @@ def fingerprint(name: str) -> str:
         ModelNotFound: as `location`.
     """
     digest = hashlib.sha256()
-    root = find(location(name)).folder
-    for place, below, files in os.walk(root, followlinks=True):
-        below.sort()
-        for file in sorted(files):
-            path = os.path.join(place, file)
+    roots = [place if os.path.exists(place) else str(find(place).folder) for place in _places(name).values()]
+    for root in roots:
+        for path in _below(root):
             with contextlib.suppress(OSError):  # a link to nowhere; loading will say so
                 stat = os.stat(path)
                 digest.update(f"{path} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-    return f"{root} {digest.hexdigest()}"
+    return f"{' '.join(roots)} {digest.hexdigest()}"
+
+
+def _below(root: str) -> Iterator[str]:
+    """Every file of a folder, in a fixed order; a file itself."""
+    if os.path.isfile(root):
+        yield root
+    for place, below, files in os.walk(root, followlinks=True):
+        below.sort()
+        for file in sorted(files):
+            yield os.path.join(place, file)
 
 
 def checkpoint(name: str) -> Checkpoint:

@@ -42,8 +42,9 @@ def _model_input() -> io.Combo.Input:
         "model",
         options=names.listed(),
         default="demo",
-        tooltip="demo needs no download. Folders in diffusers layout under models/diffusers appear here; a model that "
-        "is not on this machine says what to run.",
+        tooltip="demo needs no download. Folders in diffusers layout under models/diffusers appear here, and weight "
+        "files (safetensors, GGUF) under models/diffusion_models and models/checkpoints; a model that is not on this "
+        "machine says what to run.",
     )
 
 
@@ -94,7 +95,8 @@ class CandelaLoadModel(io.ComfyNode):
             node_id="CandelaLoadModel",
             display_name="Load model (Candela)",
             category=CATEGORY,
-            description="Loads Z-Image or a Lumina model through diffusers. Nodes that ask for the same one share it.",
+            description="Loads Z-Image, a Lumina model, or another text-to-image model of diffusers, from a folder or "
+            "from files. Nodes that ask for the same one share it.",
             inputs=[
                 _model_input(),
                 io.Combo.Input(
@@ -102,6 +104,20 @@ class CandelaLoadModel(io.ComfyNode):
                     options=PRECISIONS,
                     default="auto",
                     tooltip="auto: bfloat16 where the GPU has it, float32 elsewhere. float16 overflows in Z-Image.",
+                ),
+                io.Combo.Input(
+                    "text_encoder",
+                    options=names.listed_parts("text_encoder"),
+                    default=names.OWN,
+                    optional=True,
+                    tooltip="For a model from parts: a file under models/text_encoders, GGUF included.",
+                ),
+                io.Combo.Input(
+                    "vae",
+                    options=names.listed_parts("vae"),
+                    default=names.OWN,
+                    optional=True,
+                    tooltip="For a model from parts: a file under models/vae.",
                 ),
             ],
             outputs=[
@@ -111,20 +127,23 @@ class CandelaLoadModel(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, model):
+    def validate_inputs(cls, model, text_encoder=names.OWN, vae=names.OWN):
         return True  # a name that is not in the list gets our own words when it runs, not "value not in list"
 
     @classmethod
-    def fingerprint_inputs(cls, model, **inputs):
-        return _fingerprint(model)
+    def fingerprint_inputs(cls, model, text_encoder=names.OWN, vae=names.OWN, **inputs):
+        if None in (model, text_encoder, vae):
+            return None
+        return _fingerprint(names.chosen(model, text_encoder, vae))
 
     @classmethod
-    def execute(cls, model, precision):
-        from candela.comfyui import models, vae
+    def execute(cls, model, precision, text_encoder=names.OWN, vae=names.OWN):
+        from candela.comfyui import models
+        from candela.comfyui.vae import EngineVAE
 
         with models.unloading_when_full():
-            loaded = models.load(model, precision)
-        return io.NodeOutput(loaded, vae.EngineVAE(loaded))
+            loaded = models.load(names.chosen(model, text_encoder, vae), precision)
+        return io.NodeOutput(loaded, EngineVAE(loaded))
 
 
 class CandelaLoadLora(io.ComfyNode):
