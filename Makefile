@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-comfyui lint bench check-demo train-demo clean
+.PHONY: demo test test-comfyui lint bench check-demo check-layouts train-demo clean
 
 demo: $(READY)
 	$(BIN)/candela generate \
@@ -34,6 +34,10 @@ bench: $(READY)
 # The demo model's accuracy over prompts it was never trained on.
 check-demo: $(READY)
 	$(BIN)/python -m benchmarks.demo_accuracy
+
+# The same for the demo in every layout and precision, and what GGUF saves in memory.
+check-layouts: $(READY)
+	$(BIN)/python -m benchmarks.layouts
 
 # From nothing, seeded; see training/README.md for how long.
 train-demo: $(READY)
