@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -115,6 +116,7 @@ class BlockScaled(Packed):
 E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
 
 
+@functools.cache
 def hadamard(size: int) -> torch.Tensor:
     """The regular orthogonal Hadamard matrix [size, size], its own inverse; size is a power of 4.
 
