@@ -71,8 +71,8 @@ class Engine:
         dtype: str | None = None,
         residency: Callable[[Components], Residency] | None = None,
     ) -> Engine:
-        """Loads a model by catalogue name, diffusers folder, the id of a hub repository already on disk, weight file, or
-        its components one by one, "transformer=FILE,text_encoder=FILE,vae=FILE" (`candela.checkpoints.opening`).
+        """Loads a model by catalogue name, diffusers folder, the id of a hub repository already on disk, weight file,
+        or its components one by one, "transformer=FILE,text_encoder=FILE,vae=FILE" (`candela.checkpoints.opening`).
 
         `device` is a torch device, by default the first GPU, else the CPU. `dtype` is float32, bfloat16 or
         float16; by default bfloat16 where the GPU has it, float32 elsewhere. Nothing is downloaded.
