@@ -238,17 +238,18 @@ def test_a_failure_on_the_way_keeps_and_reports_what_is_done(tmp_path):
 def test_paths_go_into_a_pipe_while_progress_goes_to_the_terminal(tmp_path):
     """stderr is a terminal here, stdout a pipe, as in `candela generate ... | cat`."""
     terminal, inside = os.openpty()
-    done = subprocess.run(
+    process = subprocess.Popen(
         [*CANDELA, "generate", "a red circle", "--count", "2", "--out", str(tmp_path)],
         stdout=subprocess.PIPE, stderr=inside, text=True,
     )  # fmt: skip
     os.close(inside)
-    seen = b""
+    seen = b""  # read at once: a terminal that nobody reads stops the program when it is full
     with contextlib.suppress(OSError):  # the end of a terminal is an error on Linux
         while chunk := os.read(terminal, 4096):
             seen += chunk
-    assert done.returncode == 0
-    assert done.stdout.splitlines() == [str(tmp_path / f"a-red-circle-{k}.png") for k in (0, 1)]
+    written, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert written.splitlines() == [str(tmp_path / f"a-red-circle-{k}.png") for k in (0, 1)]
     assert b"picture 1/2" in seen
     assert b"s/step" in seen
 

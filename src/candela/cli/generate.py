@@ -58,6 +58,9 @@ def run(options: Options) -> int:
     model = options.model if options.model is not None else record.model if record else "demo"
 
     from candela.checkpoints import read_checkpoint
+
+    checkpoint = read_checkpoint(model)  # wrong files are told before the libraries are imported, which takes seconds
+
     from candela.cli.loras import wanted_loras
     from candela.engine import Engine, Request
     from candela.engine.adapters import check_loras
@@ -66,7 +69,6 @@ def run(options: Options) -> int:
     quiet_libraries()
     began = time.perf_counter()
     request = Request(**settings)
-    checkpoint = read_checkpoint(model)
     family = family_of(checkpoint)
     request.resolved(family, family.defaults(checkpoint))
     loras = wanted_loras(options.loras, record)
