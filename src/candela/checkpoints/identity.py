@@ -142,7 +142,11 @@ def component_of(found: Found) -> Component:
     if found.foreign:
         problem = f"quantised with {found.foreign}, which is not read here"
     architecture = found.architecture
-    variant = variant_of(architecture.name, found.header) if architecture.component == "transformer" else None
+    variant = (
+        variant_of(architecture.name, found.header.path, found.header)
+        if architecture.component == "transformer"
+        else None
+    )
     own = architecture.renamed(found.weights)
     program = "the authors'" if any(name != stored for name, stored in own.items()) else "diffusers'"
     if architecture.component == "text_encoder":

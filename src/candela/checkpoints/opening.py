@@ -7,6 +7,7 @@ component's folder, or a model that has one.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -18,7 +19,7 @@ from candela.checkpoints.contents import Contents, Found, config_metadata, read_
 from candela.checkpoints.fitting import check_fit
 from candela.checkpoints.folder import read_component, read_folder
 from candela.checkpoints.variants import SCHEDULERS, Variant, variant_of
-from candela.errors import MismatchedModel, ModelNotFound
+from candela.errors import CheckpointError, MismatchedModel, ModelNotFound
 
 NEEDED = ("transformer", "text_encoder", "vae")
 COMPONENTS = (*NEEDED, "tokenizer", "scheduler")
@@ -98,7 +99,7 @@ def _assembled(name: str, places: dict[str, str]) -> Checkpoint:
         )
     check_fit(parts)
     source = opened[places.get("transformer", places.get("", ""))]
-    variant = variant_of(architecture.name, source.header if isinstance(source, Contents) else None)
+    variant = variant_of(architecture.name, transformer.path, source.header if isinstance(source, Contents) else None)
     defaults = source.defaults if isinstance(source, Checkpoint) else {}
     if isinstance(source, Contents):
         given_defaults = config_metadata(source.header).get("defaults")
@@ -107,7 +108,10 @@ def _assembled(name: str, places: dict[str, str]) -> Checkpoint:
         parts["scheduler"] = _scheduler(source, architecture.name, variant)
     if "tokenizer" not in parts:
         parts["tokenizer"] = _tokenizer(parts["text_encoder"], opened, places, architecture.name)
-    return Checkpoint(name, transformer.path, variant.pipeline, parts, defaults, assumed=variant.assumed)
+    told = isinstance(source, Checkpoint) or "scheduler" in places  # its scheduler, then, says which one it is
+    return Checkpoint(
+        name, transformer.path, variant.pipeline, parts, defaults, assumed="" if told else variant.assumed
+    )
 
 
 def parts_at(place: str) -> dict[str, Part]:
@@ -198,10 +202,11 @@ def _tokenizer(
     if (beside / "tokenizer_config.json").is_file():
         return Part(beside, "transformers", "AutoTokenizer")
     for model in installed():
-        if model.name != "demo":
+        with contextlib.suppress(CheckpointError):  # one that is broken is no reason to stop
             folder = read_folder(model.folder, model.name)
             same = folder.parts.get("text_encoder")
-            if same and same.class_name == text_encoder.class_name and "tokenizer" in folder.parts:
+            alike = same and same.config.get("vocab_size") == text_encoder.config.get("vocab_size")
+            if same and alike and same.class_name == text_encoder.class_name and "tokenizer" in folder.parts:
                 return folder.parts["tokenizer"]
     raise MismatchedModel(
         f"{text_encoder.path} brings no tokenizer. Add tokenizer=FOLDER: the tokenizer folder of any {family} model "

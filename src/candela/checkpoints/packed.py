@@ -62,6 +62,13 @@ class GGUFBlocks(Packed):
         return GGUFBlocks(shape, tensors["blocks"], self.kind)
 
 
+def readable(kind: str) -> bool:
+    """Whether the gguf package can make ggml's `kind` dense."""
+    import gguf
+
+    return gguf.GGMLQuantizationType[kind] in gguf.quants._type_traits
+
+
 @dataclass(frozen=True)
 class Scaled(Packed):
     """8-bit floats or integers with one scale, or one per row. `values` [rows, columns], `scale` float32 [1] or
@@ -77,7 +84,7 @@ class Scaled(Packed):
     def dense(self, dtype: torch.dtype) -> torch.Tensor:
         result = self.values.float() * self.scale.float()
         if self.rotation:
-            matrix = hadamard(self.rotation).to(result.device)
+            matrix = hadamard(self.rotation, result.device)
             result = (result.unflatten(1, (-1, self.rotation)) @ matrix.T).flatten(1)
         return result.to(dtype)
 
@@ -90,7 +97,7 @@ class BlockScaled(Packed):
     """4-bit (nvfp4) or 8-bit (mxfp8) floats with a scale per block of columns.
 
     `values` uint8 [rows, columns / 2], the first of each pair in the high bits, or float8 [rows, columns];
-    `blocks` float32 [rows, columns / block]; `scale` float32 [1].
+    `blocks` [rows, columns / block], float8 of either kind; `scale` float32 [1].
     """
 
     values: torch.Tensor
@@ -103,21 +110,24 @@ class BlockScaled(Packed):
         values = self.values
         if values.dtype == torch.uint8:
             values = torch.stack([values >> 4, values & 15], dim=-1).flatten(1)
-            values = E2M1.to(values.device)[values.int()]
+            values = e2m1(values.device)[values.int()]
         groups = values.float().unflatten(1, (self.blocks.shape[1], -1))
-        result = (groups * (self.blocks * self.scale).unsqueeze(-1)).flatten(1)
+        result = (groups * (self.blocks.float() * self.scale).unsqueeze(-1)).flatten(1)
         return result[:, : self.shape[1]].to(dtype)
 
     def replaced(self, shape: tuple[int, int], tensors: dict[str, torch.Tensor]) -> BlockScaled:
         return BlockScaled(shape, tensors["values"], tensors["blocks"], tensors["scale"])
 
 
-# The sixteen values of a 4-bit float with two bits of exponent and one of mantissa (OCP Microscaling Formats 1.0).
-E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
+@functools.cache
+def e2m1(device: torch.device) -> torch.Tensor:
+    """The sixteen values of a 4-bit float with two bits of exponent and one of mantissa (OCP Microscaling 1.0)."""
+    values = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
+    return torch.tensor([*values, *(-value for value in values)], device=device)
 
 
 @functools.cache
-def hadamard(size: int) -> torch.Tensor:
+def hadamard(size: int, device: torch.device | None = None) -> torch.Tensor:
     """The regular orthogonal Hadamard matrix [size, size], its own inverse; size is a power of 4.
 
     As ComfyUI's int8 files use it (ConvRot, comfy-kitchen's int8_utils)."""
@@ -127,7 +137,7 @@ def hadamard(size: int) -> torch.Tensor:
     result = block
     while len(result) < size:
         result = torch.kron(result, block)
-    return result / math.sqrt(size)
+    return (result / math.sqrt(size)).to(device)
 
 
 def untiled(scales: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
@@ -170,7 +180,10 @@ class QuantizedLinear(torch.nn.Module):
 
 
 class QuantizedEmbedding(QuantizedLinear):
-    """An embedding over a packed table; only the rows looked up are made dense."""
+    """An embedding over a packed table; only the rows looked up are made dense. Gemma multiplies them by a number."""
+
+    scale_by = 1.0
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        return self.packed.rows(ids.flatten()).dense(self.compute_dtype).unflatten(0, ids.shape)
+        rows = self.packed.rows(ids.flatten()).dense(self.compute_dtype).unflatten(0, ids.shape)
+        return rows if self.scale_by == 1.0 else rows * torch.tensor(self.scale_by, dtype=rows.dtype)

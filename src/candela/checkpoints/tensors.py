@@ -11,7 +11,7 @@ import torch
 
 from candela.checkpoints.contents import Found
 from candela.checkpoints.headers import Header, StoredTensor
-from candela.checkpoints.packed import BlockScaled, GGUFBlocks, Packed, Scaled, untiled
+from candela.checkpoints.packed import BlockScaled, GGUFBlocks, Packed, Scaled, readable, untiled
 from candela.errors import DamagedFile, MismatchedModel
 
 DTYPES = {
@@ -73,6 +73,11 @@ def _weight(
     if found.header.format == "gguf":
         if tensor.dtype in DTYPES:
             return values
+        if not readable(tensor.dtype):
+            raise MismatchedModel(
+                f"{found.header.path}: the weight {name!r} is stored as {tensor.dtype}, which the gguf package does "
+                "not read. Take Q8_0 or another usual type of the same model"
+            )
         return GGUFBlocks((values.shape[:-1].numel(), tensor.shape[-1]), values.flatten(0, -2), tensor.dtype)
     described = companion("comfy_quant")
     layer = layers.get(found.prefix + base.rstrip("."), {})
@@ -110,10 +115,9 @@ def _weight(
 
 
 def _block_scale(scale: torch.Tensor, kind: str) -> torch.Tensor:
-    """Stored as bytes by some programs, as the float that it is by others; -> float32."""
-    if kind == "mxfp8":
-        return torch.exp2(scale.view(torch.uint8).float() - 127)
-    return (scale.view(torch.float8_e4m3fn) if scale.dtype == torch.uint8 else scale).float()
+    """Stored as bytes by some programs, as the float that it is by others; -> that float."""
+    own = torch.float8_e8m0fnu if kind == "mxfp8" else torch.float8_e4m3fn
+    return scale.view(own) if scale.element_size() == 1 else scale
 
 
 def _layers(header: Header) -> dict[str, dict]:

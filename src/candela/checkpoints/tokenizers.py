@@ -26,7 +26,7 @@ def load_tokenizer(path: Path) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
         in_model = (path.parent / "model_index.json").is_file()
     elif path.suffix.lower() == ".gguf":
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, **options)
+        tokenizer = _of_gguf(path).from_pretrained(path.parent, gguf_file=path.name, **options)
         in_model = False
     else:
         tokenizer = _from_sentencepiece(path)
@@ -34,6 +34,18 @@ def load_tokenizer(path: Path) -> Any:
     if not in_model and "<|im_start|>" in tokenizer.get_vocab():
         tokenizer.chat_template = QWEN3_CHAT
     return tokenizer
+
+
+def _of_gguf(path: Path) -> Any:
+    """The tokenizer's class by the file's architecture: AutoTokenizer would read the whole file first, for its
+    configuration, and knows no Gemma 1."""
+    import transformers
+
+    from candela.checkpoints.headers import read_header
+
+    architecture = str(read_header(path).metadata.get("general.architecture"))
+    classes = {"qwen3": transformers.Qwen2Tokenizer, "gemma": transformers.GemmaTokenizer}
+    return next((cls for name, cls in classes.items() if architecture.startswith(name)), transformers.AutoTokenizer)
 
 
 def _from_sentencepiece(path: Path) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from candela.checkpoints.headers import Header
@@ -16,10 +17,7 @@ SCHEDULERS: dict[tuple[str, str], dict[str, Any]] = {
     ("lumina-next", ""): {"num_train_timesteps": 1000, "shift": 1.0, "use_dynamic_shifting": False},
 }
 # Metadata that may name the model: GGUF's, and the safetensors files' of several trainers.
-NAMING = (
-    "general.name", "general.basename", "general.finetune", "general.source.url", "modelspec.title",
-    "modelspec.architecture", "title", "name",
-)  # fmt: skip
+NAMING = ("general.name", "general.basename", "general.finetune", "general.source.url", "modelspec.title", "title")
 
 
 @dataclass(frozen=True)
@@ -33,22 +31,27 @@ class Variant:
     assumed: str = ""
 
 
-def variant_of(family: str, header: Header | None) -> Variant:
-    """From the names in a file's metadata, else from its own."""
+def variant_of(family: str, path: Path, header: Header | None = None) -> Variant:
+    """From the names in a file's metadata, else from its own or its folder's.
+
+    `modelspec.architecture` is left out: it names the family."""
     pipeline = PIPELINES[family]
     if family != "z-image":
         return Variant("", pipeline)
-    if header is None:
-        return Variant("turbo", pipeline)
-    texts = {key: str(header.metadata[key]) for key in NAMING if key in header.metadata}
-    for place, text in [*texts.items(), ("the file's name", header.path.name)]:
-        plain = text.lower().replace("-", "").replace("_", "").replace(" ", "")
-        if "turbo" in plain:
-            return Variant("turbo", pipeline, f"{place}: {text}")
-        if "zimage" in plain:
-            return Variant("base", pipeline, f"{place}: {text}")
+    texts = {key: str(header.metadata[key]) for key in NAMING if key in header.metadata} if header else {}
+    own = path.name if path.is_file() or path.name != "transformer" else path.parent.name
+    named = [*texts.items(), ("the file's name", own)]
+    plain = [(where, text, text.lower().translate(str.maketrans("", "", "-_ ."))) for where, text in named]
+    for where, text, word in plain:
+        if "deturbo" in word:  # trained back to many steps with guidance, on Turbo's weights
+            return Variant("base", pipeline, f"{where}: {text}")
+    for name, mark in (("turbo", "turbo"), ("base", "zimage")):
+        for where, text, word in plain:
+            if mark in word:
+                return Variant(name, pipeline, f"{where}: {text}")
     assumed = (
-        f"{header.path.name} does not say whether it is Z-Image Turbo or Base, whose weights look alike: taken for "
-        "Turbo (8 steps, guidance 0). For Base ask for 50 steps and guidance 4, and put z_image into the file's name"
+        f"{own} does not say whether it is Z-Image Turbo or Base, whose weights look alike: taken for Turbo "
+        "(8 steps, guidance 0). For Base put z_image into its name, or add scheduler=FOLDER of Base and ask for "
+        "50 steps and guidance 4"
     )
     return Variant("turbo", pipeline, assumed=assumed)

@@ -17,6 +17,7 @@ from candela.errors import CandelaWarning, DamagedFile, InvalidRequest, Mismatch
 
 # (latents float32 [B, C, h, w] on the model's device, in its scale; timestep, scalar) -> velocity, likewise
 Predictor = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+SCHEDULER = "FlowMatchEulerDiscreteScheduler"  # of all families that have a file here
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,11 @@ class Family(ABC):
             raise MismatchedModel(
                 f"{checkpoint.path}: {self.name} needs a {self.transformer_class}; its transformer is a "
                 f"{parts['transformer'].class_name}"
+            )
+        if parts["scheduler"].class_name != SCHEDULER:
+            raise MismatchedModel(
+                f"{parts['scheduler'].path}: {self.name} is sampled with a {SCHEDULER}; this is a "
+                f"{parts['scheduler'].class_name}. Use the scheduler that the model came with"
             )
         check_fit(parts)
 
