@@ -46,9 +46,7 @@ def identifier() -> Callable[[str], dict[str, Any]]:
 
 
 def loader() -> Callable[[str], dict[str, Any]]:
-    import diffusers.models.transformers.transformer_z_image
     import torch
-    import transformers.models.qwen3.modeling_qwen3  # noqa: F401
 
     from candela.checkpoints import load_components, read_checkpoint
     from candela.errors import CandelaError
@@ -82,7 +80,8 @@ def main(what: str) -> None:
                 result = {"crash": traceback.format_exc()[-3000:]}
         seconds, peak = time.process_time() - started, memory("VmHWM")
         result |= {"out": out.getvalue()[:20_000], "err": err.getvalue()[:20_000]}
-        print(json.dumps(result | {"seconds": seconds, "peak": peak, "growth": peak - before}), file=answers, flush=True)
+        result |= {"seconds": seconds, "peak": peak, "growth": peak - before}
+        print(json.dumps(result), file=answers, flush=True)
 
 
 if __name__ == "__main__":
