@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from candela.checkpoints.architectures import ARCHITECTURES, Architecture
-from candela.checkpoints.headers import Header, StoredTensor, read_header
+from candela.checkpoints.headers import Header, StoredTensor, json_text, read_header
 from candela.errors import DamagedFile, MismatchedModel
 
 # Tensors that belong to a quantised weight of the same base name, in ComfyUI's schemes.
@@ -27,6 +26,7 @@ FOREIGN = {
     "weight_packed": "compressed-tensors",
 }  # fmt: skip
 FLOATS = {"F64", "F32", "F16", "BF16"}
+MAX_COMPONENT = 20_000  # tensors; transformers have up to 3,000, quantised ones four times as many
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,23 @@ class Found:
 
     @cached_property
     def tensors(self) -> dict[str, StoredTensor]:
-        """By their names without prefix."""
+        """By their names without prefix.
+
+        Raises:
+            DamagedFile: more than any component has.
+        """
         cut = len(self.prefix)
-        return {
+        found = {
             name[cut:]: tensor
             for name, tensor in self.header.tensors.items()
             if name.startswith(self.prefix) and not (self.others and name.startswith(self.others))
         }
+        if len(found) > MAX_COMPONENT:
+            raise DamagedFile(
+                f"{self.header.path}: {len(found)} of its tensors have names of a {self.title}, and none has more than "
+                f"{MAX_COMPONENT}. Download it again"
+            )
+        return found
 
     @cached_property
     def weights(self) -> dict[str, StoredTensor]:
@@ -82,11 +92,15 @@ class Found:
         return "unknown"
 
     @cached_property
+    def own(self) -> dict[str, str]:
+        """By the class's own names the stored ones; fused projections stay fused."""
+        return self.architecture.renamed(self.weights)
+
+    @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """By the class's own names; fused projections stay fused."""
-        own = self.architecture.renamed(self.weights)
+        """By the class's own names."""
         shapes = {}
-        for name, stored in own.items():
+        for name, stored in self.own.items():
             shape = self.tensors[stored].shape
             shapes[name] = (shape[0], 2 * shape[1]) if self.scheme(stored) == "nvfp4" else shape
         return shapes
@@ -106,17 +120,18 @@ class Found:
             from candela.checkpoints.folder import read_json
 
             config = read_json(beside)
-            if self.architecture.class_name in (config.get("_class_name"), *config.get("architectures", ())):
+            named = config.get("architectures")
+            if self.architecture.class_name in (config.get("_class_name"), *(named if isinstance(named, list) else ())):
                 given = config
         if isinstance(given, dict) and given:
             return {key: value for key, value in given.items() if not key.startswith("_")}
         try:
             derived = self.architecture.config(self.shapes)
-        except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
+        except (KeyError, IndexError, ValueError, ZeroDivisionError, OverflowError) as error:
             shard = re.search(r"-(\d{5})-of-(\d{5})\.", self.header.path.name)
             remedy = f"It is one of {int(shard[2])} parts: give their folder" if shard else "Download it again"
             raise MismatchedModel(
-                f"{self.header.path} holds only a part of a {self.title}: {error} is missing or of another shape. "
+                f"{self.header.path} holds only a part of a {self.title}: {str(error)[:200]} is missing or of another shape. "
                 f"{remedy}"
             ) from error
         if not derived:
@@ -213,6 +228,6 @@ def config_metadata(header: Header) -> Mapping[str, Any]:
     if not isinstance(text, str) or not text.lstrip().startswith("{"):
         return {}
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return json_text.parse(text.encode())
+    except ValueError as error:
         raise DamagedFile(f"{header.path}: the metadata 'config' is no JSON ({error}). Download it again") from error

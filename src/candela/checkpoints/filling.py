@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from typing import Any
 
 import torch
@@ -10,10 +11,12 @@ import torch
 from candela.checkpoints.architectures import Piece
 from candela.checkpoints.contents import Found
 from candela.checkpoints.packed import BlockScaled, Packed, QuantizedEmbedding, QuantizedLinear
+from candela.checkpoints.sanity import check_config
 from candela.checkpoints.tensors import stored_weights
 from candela.errors import MismatchedModel
 
 KINDS: dict[type, type[QuantizedLinear]] = {torch.nn.Linear: QuantizedLinear, torch.nn.Embedding: QuantizedEmbedding}
+PADDING = 1 << 20  # bytes that a matrix of blocks may be larger than its values
 
 
 def build(found: Found, *, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
@@ -26,11 +29,20 @@ def build(found: Found, *, device: torch.device, dtype: torch.dtype) -> torch.nn
     """
     module = empty(found)
     shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
-    unexpected, mismatched, filled = [], [], set()
-    for name, value in stored_weights(found):
+    unexpected: list[str] = []
+    mismatched: list[str] = []
+    filled: set[str] = set()
+    places: dict[str, list[Piece]] = {}
+    for name, stored in found.weights.items():
         pieces = [piece for piece in found.architecture.pieces(name) if not found.architecture.ignores(piece.name)]
         unexpected += [name for piece in pieces if piece.name not in shapes][:1]
-        known = [piece for piece in pieces if piece.name in shapes]
+        places[name] = [piece for piece in pieces if piece.name in shapes]
+        room = 8 * sum(math.prod(shapes[piece.name]) for piece in places[name])
+        if places[name] and stored.bytes > room + PADDING:  # not read before it is known to fit
+            mismatched.append(f"{name} {list(stored.shape)} instead of {list(shapes[places[name][0].name])}")
+            filled |= {piece.name for piece in places.pop(name)}
+    for name, value in stored_weights(found, lambda name: bool(places.get(name))):
+        known = places[name]
         if found.header.format == "gguf" and found.architecture.norm_offset and name.endswith("norm.weight"):
             value = _dense(value, torch.float32) - found.architecture.norm_offset
         for piece in known:
@@ -42,7 +54,7 @@ def build(found: Found, *, device: torch.device, dtype: torch.dtype) -> torch.nn
             filled.add(piece.name)
     missing = sorted(shapes.keys() - filled)
     problems = [
-        f"{len(names)} {label} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        f"{len(names)} {label} ({', '.join(name[:120] for name in names[:3])}{', ...' if len(names) > 3 else ''})"
         for label, names in [("missing", missing), ("unexpected", unexpected), ("of another shape", mismatched)]
         if names
     ]
@@ -58,6 +70,7 @@ def empty(found: Found) -> Any:
     """The component's class, built from its configuration, with parameters that take no memory yet."""
     from accelerate import init_empty_weights
 
+    check_config(found.header.path, found.config, len(found.weights))
     cls = getattr(importlib.import_module(found.architecture.library), found.architecture.class_name)
     with init_empty_weights():
         if found.architecture.library == "diffusers":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from candela.checkpoints.architectures import TRANSFORMERS
-from candela.checkpoints.architectures.text_encoders import KNOWN
+from candela.checkpoints.architectures.text_encoders import KNOWN, known_as
 from candela.checkpoints.checkpoint import Part
 from candela.errors import MismatchedModel
 
@@ -25,18 +25,18 @@ def check_fit(parts: Mapping[str, Part]) -> None:
         expected, found = transformer.config.get(wants.text_width_key), text_encoder.config.get("hidden_size")
         kind = text_encoder.found.architecture.name if text_encoder.found else text_encoder.config.get("model_type")
         if expected != found or (kind or wants.text_encoder) != wants.text_encoder:
-            wanted = KNOWN.get((wants.text_encoder, expected or 0), f"a {wants.text_encoder}")
-            given = KNOWN.get((kind or "", found or 0), text_encoder.class_name)
+            wanted = known_as(wants.text_encoder, expected) or f"a {wants.text_encoder}"
+            given = known_as(kind, found) or text_encoder.class_name
             usual = KNOWN[wants.text_encoder, wants.text_width]
             raise MismatchedModel(
-                f"the transformer {transformer.path} expects text features of width {expected} ({wanted}); the text "
-                f"encoder {text_encoder.path} gives {found} ({given}). Use {wanted} as text encoder"
+                f"the transformer {transformer.path} expects text features of width {str(expected)[:40]} ({wanted}); the text "
+                f"encoder {text_encoder.path} gives {str(found)[:40]} ({given}). Use {wanted} as text encoder"
                 f"{'' if expected == wants.text_width else f' ({architecture.name} as published takes {usual})'}"
             )
     if vae is not None:
         expected, found = transformer.config.get(wants.channels_key), vae.config.get("latent_channels")
         if expected != found:
             raise MismatchedModel(
-                f"the transformer {transformer.path} works on {expected} latent channels; the VAE {vae.path} has "
-                f"{found}. Use the VAE that belongs to the model: {wants.vae}"
+                f"the transformer {transformer.path} works on {str(expected)[:40]} latent channels; the VAE {vae.path} has "
+                f"{str(found)[:40]}. Use the VAE that belongs to the model: {wants.vae}"
             )

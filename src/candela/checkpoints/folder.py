@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import re
 from pathlib import Path
 from typing import Any, NoReturn
 
 from candela.checkpoints.checkpoint import Checkpoint, Part
-from candela.checkpoints.headers import read_header
+from candela.checkpoints.headers import json_text, read_header
+from candela.checkpoints.headers.header import open_regular
 from candela.errors import DamagedFile, MismatchedModel, ModelNotFound
 
 # What a component without weights is built from, by a word of its class; everything else is a model with config.json.
@@ -19,6 +20,9 @@ CONFIG_NAMES = {
     "FeatureExtractor": ("preprocessor_config.json",),
 }
 STEMS = ("diffusion_pytorch_model", "model")
+MAX_JSON = 16_000_000  # bytes; the index of a language model's shards has 3 MB at most
+MAX_SHARDS = 500
+PLAIN = re.compile(r"[\w-][\w.+ -]{0,200}", re.ASCII)  # what one file or folder may call another: a name, never a path
 HALF = "fp16"  # the one variant of weights that is loaded: model.fp16.safetensors
 
 
@@ -45,6 +49,11 @@ def read_folder(path: Path, model: str | None = None) -> Checkpoint:
     options: dict[str, Any] = {}
     for name, value in index.items():
         if isinstance(value, list) and len(value) == 2 and all(isinstance(v, str) for v in value):
+            if not PLAIN.fullmatch(name):
+                raise DamagedFile(
+                    f"{index_file} names the component {name[:80]!r}, which is no plain name. A model's files lie in "
+                    "its own folder; download it again"
+                )
             parts[name] = _part(path / name, name, *value)
         elif not name.startswith("_"):
             options[name] = None if value == [None, None] else value
@@ -97,9 +106,13 @@ def read_component(path: Path, name: str) -> Part:
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DamagedFile(f"{path} is not readable JSON ({error}). Download it again") from error
+        with open_regular(path) as file:
+            data = file.read(MAX_JSON + 1)
+        if len(data) > MAX_JSON:
+            raise ValueError(f"it is longer than {MAX_JSON} bytes")
+        value = json_text.parse(data)
+    except (OSError, ValueError) as error:
+        raise DamagedFile(f"{path} is not readable JSON ({str(error)[:200]}). Download it again") from error
     if not isinstance(value, dict):
         raise DamagedFile(f"{path} holds a {type(value).__name__} where an object was expected. Download it again")
     return value
@@ -110,7 +123,7 @@ def weight_files(folder: Path, variant: str = "") -> list[Path]:
     index, or one file; none if there are none of this variant.
 
     Raises:
-        MismatchedModel: a shard is missing.
+        MismatchedModel: a shard is missing, or is elsewhere than in the folder.
         DamagedFile: a header or an index that cannot be read.
     """
     dotted = f".{variant}" if variant else ""
@@ -129,11 +142,19 @@ def _shards(folder: Path, index_file: Path) -> list[Path]:
     shards = read_json(index_file).get("weight_map")
     if not isinstance(shards, dict) or not all(isinstance(s, str) for s in shards.values()):
         raise DamagedFile(f"{index_file} holds no weight_map of file names. Download it again")
-    files = [folder / name for name in sorted(set(shards.values()))]
+    names = sorted(set(shards.values()))
+    if odd := next((name for name in names if not PLAIN.fullmatch(name) or not name.endswith(".safetensors")), None):
+        raise MismatchedModel(
+            f"{index_file} names the shard {odd[:80]!r}: shards are .safetensors files in the index's own folder. "
+            "Download the model again"
+        )
+    if len(names) > MAX_SHARDS:
+        raise MismatchedModel(f"{index_file} names {len(names)} shards; no model has more than {MAX_SHARDS}")
+    files = [folder / name for name in names]
     for file in files:
-        if file.name not in shards.values() or not file.is_file():
+        if not file.is_file():
             raise MismatchedModel(
-                f"{folder}: the shard {file.relative_to(folder)} that {index_file.name} names is missing "
+                f"{folder}: the shard {file.name} that {index_file.name} names is missing "
                 f"({sum(f.is_file() for f in files)} of {len(files)} are here). Download the rest"
             )
     return files

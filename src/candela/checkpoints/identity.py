@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from candela.checkpoints.architectures.text_encoders import KNOWN
+from candela.checkpoints.architectures.text_encoders import known_as
 from candela.checkpoints.checkpoint import Checkpoint, Part
 from candela.checkpoints.contents import Contents, Found, read_contents
 from candela.checkpoints.folder import read_component, read_folder
-from candela.checkpoints.headers import Header
+from candela.checkpoints.headers import Header, read_header
 from candela.checkpoints.lora.file import lora_of
 from candela.checkpoints.resemblance import Resemblance, nearest
+from candela.checkpoints.sanity import number
 from candela.checkpoints.variants import variant_of
 from candela.errors import CandelaError, ModelNotFound
 
@@ -22,6 +23,7 @@ SHOWN_METADATA = (
     "general.architecture", "general.name", "general.quantized_by", "general.license", "modelspec.title",
     "modelspec.architecture", "ss_base_model_version", "ss_network_module", "format",
 )  # fmt: skip
+LAYERS = ("n_layers", "num_layers", "num_hidden_layers")
 
 
 @dataclass(frozen=True)
@@ -99,10 +101,14 @@ def identify(path: str | os.PathLike[str]) -> Identity:
         ModelNotFound: there is nothing at `path`.
         DamagedFile, MismatchedModel: what is there cannot be read.
     """
-    place = Path(path).expanduser()
-    if place.is_dir():
+    try:
+        place = Path(path).expanduser()
+        is_folder, is_there = place.is_dir(), place.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # too long a name, no such user
+        raise ModelNotFound(f"{os.fspath(path)[:200]} cannot be a path: {str(error)[:200]}") from error
+    if is_folder:
         return _folder(place)
-    if not place.exists():
+    if not is_there:
         raise ModelNotFound(f"there is nothing at {place}. Check the path")
     return _file(read_contents(place))
 
@@ -142,13 +148,9 @@ def component_of(found: Found) -> Component:
     if found.foreign:
         problem = f"quantised with {found.foreign}, which is not read here"
     architecture = found.architecture
-    variant = (
-        variant_of(architecture.name, found.header.path, found.header)
-        if architecture.component == "transformer"
-        else None
-    )
-    own = architecture.renamed(found.weights)
-    program = "the authors'" if any(name != stored for name, stored in own.items()) else "diffusers'"
+    transformer = architecture.component == "transformer"
+    variant = variant_of(architecture.name, found.header.path, found.header) if transformer else None
+    program = "the authors'" if any(name != stored for name, stored in found.own.items()) else "diffusers'"
     if architecture.component == "text_encoder":
         program = "llama.cpp's" if "token_embd.weight" in found.weights else "transformers'"
     width = _text_width(architecture.component, config)
@@ -163,16 +165,16 @@ def component_of(found: Found) -> Component:
         evidence=variant.evidence if variant else "",
         names=f"{program}{f', below {found.prefix}' if found.prefix else ''}",
         text_width=width,
-        known_as=KNOWN.get((architecture.name, width or 0), ""),
-        latent_channels=config.get("latent_channels" if architecture.component == "vae" else "in_channels"),
-        layers=config.get("n_layers") or config.get("num_layers") or config.get("num_hidden_layers"),
+        known_as=known_as(architecture.name, width),
+        latent_channels=number(config, "latent_channels" if architecture.component == "vae" else "in_channels"),
+        layers=number(config, *LAYERS),
         problem=problem,
     )
 
 
 def _text_width(component: str, config: dict[str, Any]) -> int | None:
     keys = {"text_encoder": ("hidden_size",), "transformer": ("cap_feat_dim", "cross_attention_dim")}
-    return next((config[key] for key in keys.get(component, ()) if key in config), None)
+    return number(config, *keys.get(component, ()))
 
 
 def _folder(path: Path) -> Identity:
@@ -182,27 +184,25 @@ def _folder(path: Path) -> Identity:
         names = sorted(checkpoint.parts, key=lambda name: (order.get(name, 1), name))
         parts = {name: checkpoint.parts[name] for name in names if checkpoint.parts[name].files}
         components = tuple(_part(name, part) for name, part in parts.items())
-        tensors = sum(
-            len(read_contents(file).header.tensors) for part in checkpoint.parts.values() for file in part.files
-        )
+        tensors = sum(len(read_header(file).tensors) for part in checkpoint.parts.values() for file in part.files)
         return Identity(
             str(path), "model", "diffusers", checkpoint.bytes, tensors, components, pipeline=checkpoint.pipeline
         )
     part = read_component(path, "")
-    contents = [read_contents(file) for file in part.files]
-    tensors = sum(len(each.header.tensors) for each in contents)
+    headers = [read_header(file) for file in part.files]
+    tensors = sum(len(header.tensors) for header in headers)
     return Identity(
-        str(path), "component", "diffusers", sum(c.header.bytes for c in contents), tensors, (_part("", part),)
+        str(path), "component", "diffusers", sum(header.bytes for header in headers), tensors, (_part("", part),)
     )
 
 
 def _part(name: str, part: Part) -> Component:
-    contents = [read_contents(file) for file in part.files]
-    stored = [tensor for each in contents for tensor in each.header.tensors.values()]
+    stored = [tensor for file in part.files for tensor in read_header(file).tensors.values()]
     by_type: dict[str, int] = {}
     for tensor in stored:
         by_type[tensor.dtype] = by_type.get(tensor.dtype, 0) + tensor.bytes
-    kind = part.config.get("model_type", "")
+    kind = part.config.get("model_type")
+    kind = kind if isinstance(kind, str) else ""
     width = _text_width("text_encoder" if kind else "transformer", part.config)
     return Component(
         component=name or part.class_name,
@@ -213,9 +213,7 @@ def _part(name: str, part: Part) -> Component:
         bytes=sum(tensor.bytes for tensor in stored),
         names="diffusers'" if part.library == "diffusers" else "transformers'",
         text_width=width,
-        known_as=KNOWN.get((kind, width or 0), ""),
-        latent_channels=part.config.get("latent_channels") or part.config.get("in_channels") if not kind else None,
-        layers=next(
-            (part.config[k] for k in ("n_layers", "num_layers", "num_hidden_layers") if k in part.config), None
-        ),
+        known_as=known_as(kind, width),
+        latent_channels=None if kind else number(part.config, "latent_channels", "in_channels"),
+        layers=number(part.config, *LAYERS),
     )

@@ -16,6 +16,8 @@ import torch
 from candela.checkpoints.checkpoint import Checkpoint, Part
 from candela.checkpoints.filling import build
 from candela.checkpoints.folder import HALF, weight_files
+from candela.checkpoints.headers import read_header
+from candela.checkpoints.sanity import check_config
 from candela.checkpoints.tokenizers import load_tokenizer
 from candela.errors import CandelaError, DamagedFile, MismatchedModel
 
@@ -68,7 +70,9 @@ def _load(part: Part, name: str, device: torch.device, dtype: torch.dtype) -> An
         with _library_errors(part.path, f"the {name} cannot be read"):
             return load_tokenizer(part.path)
     if part.library != "transformers" and hasattr(built := part_class(part, name), "from_config"):  # a scheduler
-        return built.from_config(part.config)
+        check_config(part.path, part.config)
+        with _library_errors(part.path, f"the {name} cannot be made"):
+            return built.from_config(part.config)
     import transformers
 
     cls = getattr(transformers, part.class_name, None)
@@ -91,7 +95,7 @@ def _library_errors(path: Path, what: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):
             raise
-        raise DamagedFile(f"{path}: {what}: {error}. Download it again") from error
+        raise DamagedFile(f"{path}: {what}: {str(error)[:1000]}. Download it again") from error
 
 
 @functools.cache
@@ -119,10 +123,10 @@ def part_class(part: Part, name: str) -> Any:
         MismatchedModel: no such class.
     """
     homes = map(importlib.import_module, _homes(part.library))
-    found = next((cls for home in homes if (cls := getattr(home, part.class_name, None))), None)
+    found = next((cls for home in homes if isinstance(cls := getattr(home, part.class_name, None), type)), None)
     if found is None:
         raise MismatchedModel(
-            f"{part.path}: the {name} is a {part.library}.{part.class_name}, which the installed {part.library} does "
+            f"{part.path}: the {name} is a {part.library[:80]}.{part.class_name[:80]}, a class which the installed {part.library} does "
             "not have. Candela runs classes of diffusers and transformers only, never code from a checkpoint"
         )
     return found
@@ -130,6 +134,9 @@ def part_class(part: Part, name: str) -> Any:
 
 def _load_weights(part: Part, name: str, dtype: torch.dtype) -> Any:
     cls = part_class(part, name)
+    if not issubclass(cls, torch.nn.Module):
+        raise MismatchedModel(f"{part.path}: the {name} has weights, and {cls.__name__} is no model that holds any")
+    check_config(part.path, part.config, sum(len(read_header(file).tensors) for file in part.files))
     files = (dtype == torch.float16 and weight_files(part.path, HALF)) or part.files
     with _library_errors(part.path, f"the weights do not load into {cls.__name__}"):
         module, info = cls.from_pretrained(

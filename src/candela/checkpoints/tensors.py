@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import BufferedReader
 from typing import Any
 
 import torch
 
 from candela.checkpoints.contents import Found
-from candela.checkpoints.headers import Header, StoredTensor
+from candela.checkpoints.headers import Header, StoredTensor, json_text
 from candela.checkpoints.packed import BlockScaled, GGUFBlocks, Packed, Scaled, readable, untiled
 from candela.errors import DamagedFile, MismatchedModel
 
@@ -19,6 +18,7 @@ DTYPES = {
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu,
 }  # fmt: skip
+MAX_MARKER = 65_536  # bytes of what describes how one layer is quantised
 
 
 def read_tensor(file: BufferedReader, tensor: StoredTensor) -> torch.Tensor:
@@ -40,8 +40,8 @@ def read_tensor(file: BufferedReader, tensor: StoredTensor) -> torch.Tensor:
     return data.reshape(*rows, -1) if rows else data.reshape(1, -1)
 
 
-def stored_weights(found: Found) -> Iterator[tuple[str, torch.Tensor | Packed]]:
-    """Every weight of a component by its stored name, in the order of the file; quantised ones packed.
+def stored_weights(found: Found, wanted: Callable[[str], bool]) -> Iterator[tuple[str, torch.Tensor | Packed]]:
+    """The weights of a component that are `wanted`, by stored name, in the order of the file; quantised ones packed.
 
     Raises:
         MismatchedModel: a quantisation that is not read here, named.
@@ -55,7 +55,8 @@ def stored_weights(found: Found) -> Iterator[tuple[str, torch.Tensor | Packed]]:
     layers = _layers(found.header)
     with open(found.header.path, "rb") as file:
         for name, tensor in sorted(found.weights.items(), key=lambda item: item[1].offset):
-            yield name, _weight(file, found, name, tensor, layers)
+            if wanted(name):
+                yield name, _weight(file, found, name, tensor, layers)
 
 
 def _weight(
@@ -66,6 +67,11 @@ def _weight(
 
     def companion(*suffixes: str) -> torch.Tensor | None:
         entry = next((found.tensors[base + s] for s in suffixes if base + s in found.tensors), None)
+        if entry is not None and entry.bytes > 8 * tensor.bytes + MAX_MARKER:
+            raise DamagedFile(
+                f"{found.header.path}: {entry.name[:80]!r} is {entry.bytes} bytes long, beside a weight of "
+                f"{tensor.bytes}. Download it again"
+            )
         return None if entry is None else read_tensor(file, entry)
 
     if scheme == "plain":
@@ -100,6 +106,11 @@ def _weight(
         columns = columns * 2 if scheme == "nvfp4" else columns
         second = companion("weight_scale_2") if scheme == "nvfp4" else torch.ones(1)
         assert second is not None  # the scheme says so
+        if columns % per_block or second.numel() != 1:
+            raise DamagedFile(
+                f"{found.header.path}: the weight {name!r} has {columns} columns in blocks of {per_block}, and "
+                f"{second.numel()} scales for all of it. Download it again"
+            )
         blocks = untiled(_block_scale(scale, kind), rows, columns // per_block)
         return BlockScaled((rows, columns), values, blocks, second.float().reshape(1))
     if scale is None:
@@ -110,7 +121,12 @@ def _weight(
             f"({kind}) that is not read here. Take a GGUF, fp8 or bf16 file of the same model"
         )
     options = {**layer.get("params", {}), **layer} if isinstance(layer.get("params", {}), dict) else layer
-    rotation = int(options.get("convrot_groupsize", 256)) if options.get("convrot") else 0
+    rotation = options.get("convrot_groupsize", 256) if options.get("convrot") else 0
+    if (rotation not in (4, 16, 64, 256, 1024, 4096) and options.get("convrot")) or (rotation and columns % rotation):
+        raise DamagedFile(
+            f"{found.header.path}: the weight {name!r} has {columns} columns that were turned in groups of "
+            f"{str(rotation)[:40]}, which is no power of 4 that divides them. Download it again"
+        )
     return Scaled((rows, columns), values, scale.float().reshape(-1, 1), rotation)
 
 
@@ -123,14 +139,16 @@ def _block_scale(scale: torch.Tensor, kind: str) -> torch.Tensor:
 def _layers(header: Header) -> dict[str, dict]:
     """What ComfyUI's metadata says of each quantised layer, by full name."""
     text = header.metadata.get("_quantization_metadata")
-    layers = _json(header, text.encode()).get("layers", {}) if isinstance(text, str) else {}
+    layers = _json(header, text.encode()).get("layers") if isinstance(text, str) else {}
+    if not isinstance(layers, dict):
+        raise DamagedFile(f"{header.path}: how its layers are quantised is no JSON object. Download it again")
     return {name: layer for name, layer in layers.items() if isinstance(layer, dict)}
 
 
 def _json(header: Header, text: bytes) -> dict:
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        value = json_text.parse(text)
+    except ValueError as error:
         raise DamagedFile(f"{header.path}: how it is quantised is no JSON ({error}). Download it again") from error
     if not isinstance(value, dict):
         raise DamagedFile(f"{header.path}: how it is quantised is no JSON object. Download it again")

@@ -11,6 +11,7 @@ QWEN3_CHAT = (
     "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+MAX_SENTENCEPIECE = 32_000_000  # bytes; Gemma's has 4 MB
 
 
 def load_tokenizer(path: Path) -> Any:
@@ -59,8 +60,12 @@ def _from_sentencepiece(path: Path) -> Any:
 
     stored = read_contents(path).sentencepiece
     assert stored is not None  # the checkpoint said so
+    if stored.bytes > MAX_SENTENCEPIECE or stored.dtype not in ("U8", "I8"):
+        raise ValueError(f"its SentencePiece model is {stored.bytes} bytes in {stored.dtype}")
     with open(path, "rb") as file:
         model = SentencePieceProcessor(model_proto=bytes(read_tensor(file, stored).numpy()))
+    if not model.get_piece_size():
+        raise ValueError("its SentencePiece model has no words")
     words = {model.id_to_piece(index): index for index in range(model.get_piece_size())}
     merges = generate_merges(words, {word: -index for word, index in words.items()})
     special = {"pad_token": model.pad_id(), "bos_token": model.bos_id(), "eos_token": model.eos_id()}

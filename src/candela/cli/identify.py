@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
 from candela.checkpoints.identity import Component, Identity, identify
 from candela.checkpoints.together import fit
-from candela.cli.output import error_report, print_json, say
+from candela.cli.output import error_report, plain, print_json, say
 from candela.errors import CandelaError, CheckpointError
 
 
@@ -47,7 +48,7 @@ def run(paths: list[str], as_json: bool) -> int:
     for _, failure in failures:
         say(str(failure))
     if verdict:
-        print(verdict)
+        print(plain(verdict))
     return code
 
 
@@ -63,7 +64,7 @@ def described(identity: Identity) -> str:
         lora = identity.lora
         ranks = ", ".join(map(str, lora.ranks)) or "none"
         lines.append(f"  {'LoRA':14}for {lora.family or 'a model that its names do not tell'}, {', '.join(lora.kinds)}")
-        lines.append(f"  {'':14}rank {ranks}, {lora.modules} modules ({', '.join(lora.some)}, ...)")
+        lines.append(f"  {'':14}rank {ranks}, {lora.modules} modules ({_some(lora.some)}, ...)")
         lines.append(f"  {'':14}names: {f'below {lora.naming}' if lora.naming else 'bare'}")
         if lora.text_encoder_tensors:
             lines.append(
@@ -72,11 +73,15 @@ def described(identity: Identity) -> str:
     if identity.kind == "unknown":
         lines += _unknown(identity)
     if identity.rest:
-        some = ", ".join(identity.rest[:3]) + (", ..." if len(identity.rest) > 3 else "")
+        some = _some(identity.rest[:3]) + (", ..." if len(identity.rest) > 3 else "")
         lines.append(f"  {'left over':14}{len(identity.rest)} tensors of no component: {some}")
     for key, value in identity.metadata.items():
         lines.append(f"  {key + ' ':14}{value}")
-    return "\n".join(lines)
+    return "\n".join(map(plain, lines))
+
+
+def _some(names: Iterable[str]) -> str:
+    return ", ".join(name[:120] for name in names)
 
 
 def _lines(component: Component) -> list[str]:
@@ -103,7 +108,7 @@ def _unknown(identity: Identity) -> list[str]:
     near = identity.resembles
     if near is None:
         return ["  unknown: none of its tensors belong to a model that Candela knows"]
-    keys = ", ".join(near.keys)
+    keys = _some(near.keys)
     return [f"  unknown to Candela; most resembles {near.name}: {near.share:.0%} of its marks, by {keys}"]
 
 

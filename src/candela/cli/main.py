@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from candela.cli.output import error_report, exit_code, print_json, say
+from candela.cli.output import error_report, exit_code, plain, print_json, say
 from candela.errors import CandelaError
 
 app = typer.Typer(
@@ -91,7 +91,7 @@ def show(image: Annotated[Path, typer.Argument(help="A PNG made by Candela.")]) 
             if name == "loras":
                 value = ", ".join(f"{one['path']} at {one['strength']:g}" for one in value) or None
             if value is not None and name != "remake":
-                print(f"{name + ':':17}{value}")
+                print(f"{name + ':':17}{plain(value)}")
         return 0
 
     _guarded(run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from candela.checkpoints import CATALOGUE, installed, read_folder
+from candela.cli.output import plain
 from candela.errors import CheckpointError
 from candela.families import family_of
 
@@ -36,7 +37,7 @@ def run() -> int:
     console = Console()
     console.print(table)
     for message in broken:
-        console.print(f"\ncannot be used: {message}", highlight=False, markup=False)
+        console.print(f"\ncannot be used: {plain(message)}", highlight=False, markup=False)
     absent = [e for e in CATALOGUE.values() if e.repository and e.name not in {m.name for m in here}]
     if absent:
         console.print("\n[bold]known, not here[/] (download with the command shown):")

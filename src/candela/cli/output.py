@@ -10,7 +10,15 @@ from candela.errors import CandelaError, GenerationError, OutOfMemory
 
 
 def say(message: str) -> None:
-    print(f"candela: {message}", file=sys.stderr)
+    print(f"candela: {plain(message, lines=True)}", file=sys.stderr)
+
+
+def plain(text: object, lines: bool = False) -> str:
+    """What a file says of itself, made safe to print: a terminal obeys some characters, and a line end may begin a
+    line that looks like ours. `lines` keeps line ends, and indents what follows them."""
+    if lines:
+        return "\n    ".join(map(plain, str(text).split("\n")))
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
 def print_json(value: dict[str, Any]) -> None:

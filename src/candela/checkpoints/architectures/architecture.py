@@ -10,7 +10,7 @@ from typing import Any
 Shapes = Mapping[str, tuple[int, ...]]
 Renames = tuple[tuple[str, str | tuple[str, ...]], ...]
 
-MAX_CANDIDATES = 8  # prefixes looked below; a file with more was made to keep us busy
+MAX_PREFIXES = 8  # of one kind of component; a file with more was made to keep us busy
 
 # A fused projection's rows: query, key, value.
 FUSED = (r"\.qkv\.", (".to_q.", ".to_k.", ".to_v."))
@@ -52,8 +52,8 @@ class Architecture:
         component: transformer, text_encoder, vae, controlnet.
         library, class_name: of the class that it loads into; empty for what is only recognised.
         anchors: endings of stored names, one of which any such file has; what stands before it is the prefix.
-        marks: names (after renaming) that must all be there.
-        absent: patterns of names that its relatives have and it has not.
+        marks: names that must all be there, each in every program's spelling.
+        absent: patterns of stored names that its relatives have and it has not.
         renames: (pattern, replacement) in turn, from any program's names to the class's own. A replacement of
             several names means that all of them share the tensor.
         ignored: patterns of tensors (after renaming) that the class has no use for.
@@ -67,7 +67,7 @@ class Architecture:
     library: str
     class_name: str
     anchors: tuple[str, ...]
-    marks: tuple[str, ...]
+    marks: tuple[tuple[str, ...], ...]
     renames: Renames = ()
     ignored: tuple[str, ...] = ()
     config: Callable[[Shapes], dict[str, Any]] = lambda shapes: {}
@@ -77,16 +77,19 @@ class Architecture:
 
     def prefixes(self, names: Iterable[str]) -> list[str]:
         """Every prefix below which `names` holds such a component."""
-        names = list(names)
+        names = dict.fromkeys(names)
         ends = (name.removesuffix(anchor) for anchor in self.anchors for name in names if name.endswith(anchor))
         candidates = dict.fromkeys(prefix for prefix in ends if not prefix or prefix.endswith("."))
-        found = []
-        for prefix in list(candidates)[:MAX_CANDIDATES]:
-            below = self.renamed(name[len(prefix) :] for name in names if name.startswith(prefix))
-            foreign = any(re.search(pattern, name) for pattern in self.absent for name in below)
-            if all(mark in below for mark in self.marks) and not foreign:
-                found.append(prefix)
-        return found
+        marked = [
+            prefix
+            for prefix in candidates
+            if all(any(prefix + spelling in names for spelling in mark) for mark in self.marks)
+        ]
+        return [prefix for prefix in marked[:MAX_PREFIXES] if not self._foreign(prefix, names)]
+
+    def _foreign(self, prefix: str, names: Iterable[str]) -> bool:
+        below = [name.removeprefix(prefix) for name in names if self.absent and name.startswith(prefix)]
+        return any(re.search(pattern, name) for pattern in self.absent for name in below)
 
     def renamed(self, names: Iterable[str]) -> dict[str, str]:
         """Names without prefix -> by the class's own name the stored one. Fused projections stay fused."""

@@ -60,7 +60,10 @@ LUMINA_IMAGE_2 = Architecture(
     library="diffusers",
     class_name="Lumina2Transformer2DModel",
     anchors=("time_caption_embed.caption_embedder.1.weight", "cap_embedder.1.weight"),
-    marks=("layers.0.norm1.linear.weight", "noise_refiner.0.attn.norm_q.weight"),
+    marks=(
+        ("layers.0.norm1.linear.weight", "layers.0.adaLN_modulation.1.weight"),
+        ("noise_refiner.0.attn.norm_q.weight", "noise_refiner.0.attention.q_norm.weight"),
+    ),
     renames=(
         (r"\.attention\.", ".attn."),
         (r"\.attn\.out\.", ".attn.to_out.0."),

@@ -35,7 +35,10 @@ LUMINA_NEXT = Architecture(
     library="diffusers",
     class_name="LuminaNextDiT2DModel",
     anchors=("time_caption_embed.caption_embedder.1.weight", "cap_embedder.1.weight"),
-    marks=("layers.0.attn2.to_k.weight", "layers.0.gate"),
+    marks=(
+        ("layers.0.attn2.to_k.weight", "layers.0.attention.wk_y.weight"),
+        ("layers.0.gate", "layers.0.attention.gate"),
+    ),
     renames=(
         (r"^x_embedder\.", "patch_embedder.proj."),
         (r"\.attention\.gate$", ".gate"),

@@ -19,7 +19,7 @@ LLAMA_CPP: Renames = (
     (r"\.ffn_(gate|up|down)\.", r".mlp.\1_proj."),
 )
 ANCHORS = ("layers.0.self_attn.q_proj.weight", "blk.0.attn_q.weight")
-MARKS = ("embed_tokens.weight", "norm.weight")
+MARKS = (("embed_tokens.weight", "token_embd.weight"), ("norm.weight", "output_norm.weight"))
 # An output head is not needed for text features, nor are the tables that older programs stored.
 IGNORED = (r"^lm_head\.", r"rotary_emb\.inv_freq$", r"^rope_freqs\.", r"^logit_scale$")
 
@@ -99,8 +99,8 @@ QWEN3 = Architecture(
     library="transformers",
     class_name="Qwen3Model",
     anchors=ANCHORS,
-    marks=(*MARKS, "layers.0.self_attn.q_norm.weight"),
-    absent=(r"^layers\.0\.post_(feedforward_layernorm|ffw_norm)\.",),  # Gemma 3
+    marks=(*MARKS, ("layers.0.self_attn.q_norm.weight", "blk.0.attn_q_norm.weight")),
+    absent=(r"^(layers|blk)\.0\.post_(feedforward_layernorm|ffw_norm)\.",),  # Gemma 3
     renames=(*LLAMA_CPP, (r"\.ffn_norm\.", ".post_attention_layernorm.")),
     ignored=IGNORED,
     config=qwen3,
@@ -113,8 +113,12 @@ GEMMA_2 = Architecture(
     class_name="Gemma2Model",
     anchors=ANCHORS,
     # The first alone would be Gemma 1's as well: llama.cpp's ffn_norm is another norm there.
-    marks=(*MARKS, "layers.0.pre_feedforward_layernorm.weight", "layers.0.post_feedforward_layernorm.weight"),
-    absent=(r"^layers\.0\.self_attn\.q_norm\.",),  # Gemma 3
+    marks=(
+        *MARKS,
+        ("layers.0.pre_feedforward_layernorm.weight", "blk.0.ffn_norm.weight"),
+        ("layers.0.post_feedforward_layernorm.weight", "blk.0.post_ffw_norm.weight"),
+    ),
+    absent=(r"^(layers\.0\.self_attn\.|blk\.0\.attn_)q_norm\.",),  # Gemma 3
     renames=(
         *LLAMA_CPP,
         (r"\.post_attention_norm\.", ".post_attention_layernorm."),
@@ -132,14 +136,23 @@ GEMMA = Architecture(
     library="transformers",
     class_name="GemmaModel",
     anchors=ANCHORS,
-    marks=(*MARKS, "layers.0.post_attention_layernorm.weight"),
+    marks=(*MARKS, ("layers.0.post_attention_layernorm.weight", "blk.0.ffn_norm.weight")),
     # Qwen 2 and 3, Gemma 2 and 3
-    absent=(r"^layers\.0\.self_attn\.q_(norm\.|proj\.bias)", r"^layers\.0\.(pre_feedforward|post_ff)"),
+    absent=(
+        r"^(layers\.0\.self_attn\.q_(norm\.|proj\.bias)|blk\.0\.attn_q(_norm\.|\.bias))",
+        r"^(layers|blk)\.0\.(pre_feedforward|post_ff)",
+    ),
     renames=(*LLAMA_CPP, (r"\.ffn_norm\.", ".post_attention_layernorm.")),
     ignored=IGNORED,
     config=gemma,
     norm_offset=1.0,
 )
+
+
+def known_as(kind: object, width: object) -> str:
+    """The name of a text encoder of this kind and width, both as a file says it; empty for any other."""
+    return KNOWN.get((kind, width), "") if isinstance(kind, str) and isinstance(width, int) else ""
+
 
 # Sizes of text features by which people know these models.
 KNOWN = {

@@ -66,7 +66,11 @@ VAE = Architecture(
     library="diffusers",
     class_name="AutoencoderKL",
     anchors=("decoder.conv_in.weight",),
-    marks=("encoder.conv_in.weight", "decoder.conv_norm_out.weight", "decoder.mid_block.resnets.0.conv1.weight"),
+    marks=(
+        ("encoder.conv_in.weight",),
+        ("decoder.conv_norm_out.weight", "decoder.norm_out.weight"),
+        ("decoder.mid_block.resnets.0.conv1.weight", "decoder.mid.block_1.conv1.weight"),
+    ),
     renames=_renames(),
     config=config,
 )

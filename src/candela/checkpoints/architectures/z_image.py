@@ -47,7 +47,11 @@ Z_IMAGE = Architecture(
     library="diffusers",
     class_name="ZImageTransformer2DModel",
     anchors=("cap_embedder.1.weight",),
-    marks=("layers.0.adaLN_modulation.0.weight", "noise_refiner.0.attention.norm_q.weight", "cap_embedder.1.weight"),
+    marks=(
+        ("layers.0.adaLN_modulation.0.weight",),
+        ("noise_refiner.0.attention.norm_q.weight", "noise_refiner.0.attention.q_norm.weight"),
+        ("cap_embedder.1.weight",),
+    ),
     renames=RENAMES,
     ignored=(r"^norm_final\.weight$",),  # in the authors' code, without use
     config=config,
@@ -60,6 +64,6 @@ Z_IMAGE_CONTROLNET = Architecture(
     library="diffusers",
     class_name="ZImageControlNetModel",
     anchors=("control_layers.0.adaLN_modulation.0.weight",),
-    marks=("control_layers.0.attention_norm1.weight",),
+    marks=(("control_layers.0.attention_norm1.weight",),),
     renames=RENAMES,
 )

@@ -19,8 +19,11 @@ from candela.errors import DamagedFile
 MAGIC = b"GGUF"
 MAX_HEADER = 128_000_000  # a vocabulary of 260,000 words with its merges takes 12
 MAX_ENTRIES = 10_000
-MAX_WORDS = 2_000_000  # per list of texts
+MAX_VALUES = 2_000_000  # in all lists together
 KEPT_LIST = 64  # longer lists (a tokenizer's) are passed over
+KEPT_TEXT = 1_000_000  # longer texts (a whole tokenizer.json) are passed over
+MAX_TEXT = 16_000_000  # bytes of all names and texts that are kept; Python needs up to four times as much
+MAX_NAME = 65_535  # the format's own limit, for names of entries
 
 # Number -> name, values per block, bytes per block; ggml.h and ggml-common.h, as in the gguf package 0.19.
 TYPES = {
@@ -45,6 +48,7 @@ class _Reader:
         self.size = os.fstat(file.fileno()).st_size
         self.limit = min(self.size, MAX_HEADER)
         self.buffer, self.start, self.at = b"", 0, 0  # start: the buffer's place in the file; at: ours in the buffer
+        self.values = self.kept = 0
 
     @property
     def position(self) -> int:
@@ -83,8 +87,33 @@ class _Reader:
     def number(self, code: str, what: str) -> Any:
         return struct.unpack("<" + code, self.take(struct.calcsize("<" + code), what))[0]
 
+    def name(self, what: str) -> str:
+        length = self.number("Q", what)
+        self.check(length, what)
+        if length > MAX_NAME:
+            raise DamagedFile(f"{self.path}: {what} is {length} bytes long. Download it again")
+        return self._kept(length, what)
+
     def text(self, what: str) -> str:
-        return self.take(self.number("Q", what), what).decode("utf-8", "replace")
+        length = self.number("Q", what)
+        if length <= KEPT_TEXT:
+            return self._kept(length, what)
+        self.skip(length, what)
+        return f"{length} bytes of text"
+
+    def _kept(self, length: int, what: str) -> str:
+        self.kept += length
+        if self.kept > MAX_TEXT:
+            raise DamagedFile(f"{self.path}: its names and texts are longer than {MAX_TEXT} bytes. Download it again")
+        return self.take(length, what).decode("utf-8", "replace")
+
+    def count(self, values: int, what: str) -> None:
+        self.values += values
+        if self.values > MAX_VALUES:
+            raise DamagedFile(
+                f"{self.path}: its lists claim more than {MAX_VALUES} entries, with {values} in {what!r}. "
+                "Download it again"
+            )
 
     def pass_over_texts(self, count: int, what: str) -> None:
         for _ in range(count):
@@ -117,12 +146,19 @@ def read(path: Path, file: BinaryIO) -> Header:
         )
     metadata = {}
     for _ in range(entry_count):
-        name = reader.text("the name of a metadata entry")
+        name = reader.name("the name of a metadata entry")
+        if name in metadata:
+            raise DamagedFile(f"{path}: the metadata entry {name[:80]!r} occurs twice. Download it again")
         metadata[name] = _value(reader, reader.number("I", name[:80]), name[:80], depth=0)
     alignment = metadata.get("general.alignment", 32)
-    if type(alignment) is not int or not 1 <= alignment <= 1 << 20:
+    if type(alignment) is not int or not 1 <= alignment <= 1 << 20 or alignment & (alignment - 1):
         raise DamagedFile(f"{path}: an alignment of {str(alignment)[:40]} bytes is none. Download it again")
     found = [_tensor(reader) for _ in range(tensor_count)]
+    if odd := next((t for t in found if t.offset % alignment), None):
+        raise DamagedFile(
+            f"{path}: the tensor {odd.name[:80]!r} begins at byte {odd.offset} of the data, which is no multiple of "
+            f"{alignment}. Download it again"
+        )
     begin = -(-reader.position // alignment) * alignment
     tensors = {t.name: StoredTensor(t.name, t.dtype, t.shape, t.offset + begin, t.bytes) for t in found}
     if len(tensors) != len(found):
@@ -145,12 +181,14 @@ def _value(reader: _Reader, kind: int, what: str, depth: int) -> Any:
     if element in SCALARS:
         width = struct.calcsize("<" + SCALARS[element])
         if count <= KEPT_LIST:
+            reader.count(count, what)
             return [reader.number(SCALARS[element], what) for _ in range(count)]
         reader.skip(count * width, f"the list {what!r}")
         return f"{count} numbers"
     smallest = 8 if element == TEXT else 12  # bytes that an element takes at least
     reader.check(count * smallest, f"the list {what!r}")
-    if count > (MAX_WORDS if element == TEXT else KEPT_LIST):
+    reader.count(count, what)
+    if element != TEXT and count > KEPT_LIST:
         raise DamagedFile(f"{reader.path}: the list {what!r} claims {count} entries. Download it again")
     if element == TEXT:
         reader.pass_over_texts(count, what)
@@ -160,7 +198,7 @@ def _value(reader: _Reader, kind: int, what: str, depth: int) -> Any:
 
 def _tensor(reader: _Reader) -> StoredTensor:
     """A tensor's entry, its offset still counted from the beginning of the data."""
-    name = reader.text("a tensor's name")
+    name = reader.name("a tensor's name")
     dimensions = reader.number("I", "a tensor's dimensions")
     if dimensions > 8:
         raise DamagedFile(f"{reader.path}: the tensor {name[:80]!r} claims {dimensions} dimensions. Download it again")

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 from candela.errors import DamagedFile
 
-MAX_TENSORS = 100_000  # the largest image models have about 10,000
+MAX_TENSORS = 50_000  # the largest image models have about 10,000
 
 
 @dataclass(frozen=True)
