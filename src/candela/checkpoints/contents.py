@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from candela.checkpoints.architectures import ARCHITECTURES, Architecture
-from candela.checkpoints.headers import Header, StoredTensor, json_text, read_header
-from candela.errors import DamagedFile, MismatchedModel
+from candela.checkpoints.configuration import config_metadata, configuration
+from candela.checkpoints.headers import Header, StoredTensor, read_header
+from candela.errors import DamagedFile
 
 # Tensors that belong to a quantised weight of the same base name, in ComfyUI's schemes.
 COMPANIONS = ("weight_scale", "weight_scale_2", "scale_weight", "input_scale", "scale_input", "comfy_quant")
@@ -23,7 +23,7 @@ BESIDE = re.compile(r"(^|\.)(spiece_model|scaled_fp8|logit_scale|lm_head\.weight
 FOREIGN = {
     "wscales": "SVDQuant (nunchaku)", "smooth_factor": "SVDQuant (nunchaku)", "quant_map": "bitsandbytes 4-bit",
     "absmax": "bitsandbytes 4-bit", "SCB": "bitsandbytes int8", "qzeros": "GPTQ or AWQ", "g_idx": "GPTQ",
-    "weight_packed": "compressed-tensors",
+    "weight_packed": "compressed-tensors", "weight_scale_inv": "fp8 in blocks (weight_scale_inv)",
 }  # fmt: skip
 FLOATS = {"F64", "F32", "F16", "BF16"}
 MAX_COMPONENT = 20_000  # tensors; transformers have up to 3,000, quantised ones four times as many
@@ -107,39 +107,11 @@ class Found:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """What the component is built from: the file's own metadata, a config.json beside a file of diffusers' name,
-        else what the shapes tell.
-
-        Raises:
-            MismatchedModel: the shapes do not tell, or tensors that should are missing.
         """
-        component = self.architecture.component
-        given = config_metadata(self.header).get(component)
-        beside = self.header.path.parent / "config.json"
-        if not given and self.header.path.name.startswith(("diffusion_pytorch_model", "model")) and beside.is_file():
-            from candela.checkpoints.folder import read_json
-
-            config = read_json(beside)
-            named = config.get("architectures")
-            if self.architecture.class_name in (config.get("_class_name"), *(named if isinstance(named, list) else ())):
-                given = config
-        if isinstance(given, dict) and given:
-            return {key: value for key, value in given.items() if not key.startswith("_")}
-        try:
-            derived = self.architecture.config(self.shapes)
-        except (KeyError, IndexError, ValueError, ZeroDivisionError, OverflowError) as error:
-            shard = re.search(r"-(\d{5})-of-(\d{5})\.", self.header.path.name)
-            remedy = f"It is one of {int(shard[2])} parts: give their folder" if shard else "Download it again"
-            raise MismatchedModel(
-                f"{self.header.path} holds only a part of a {self.title}: {str(error)[:200]} is missing or of another shape. "
-                f"{remedy}"
-            ) from error
-        if not derived:
-            raise MismatchedModel(
-                f"{self.header.path} holds a {self.title} of a size that is not among the published ones, and a file "
-                "of weights does not tell the rest (norms, scales, heads). Give the folder that has its config.json too"
-            )
-        return derived
+        Raises:
+            MismatchedModel: as `configuration`.
+        """
+        return configuration(self)
 
     @property
     def title(self) -> str:
@@ -210,24 +182,28 @@ def read_contents(path: Path) -> Contents:
         for prefix in architecture.prefixes(names):
             places.setdefault((architecture.component, prefix), architecture)
     prefixes = {prefix for _, prefix in places}
-    found = tuple(
+    all_found = (
         Found(architecture, prefix, header, tuple(p for p in prefixes if p != prefix and p.startswith(prefix)))
         for (_, prefix), architecture in places.items()
     )
+    found = tuple(each for each in all_found if _is_really(each))
+    prefixes = {each.prefix for each in found}
     rest = tuple(name for name in names if not name.startswith(tuple(prefixes)) and not BESIDE.search(name))
     return Contents(header, found, rest)
 
 
-def config_metadata(header: Header) -> Mapping[str, Any]:
-    """The configurations by component that some files carry in their metadata, as JSON under `config`.
+# Language models of which llama.cpp's metadata tell the name; people who convert for other programs write other words.
+LANGUAGE_MODELS = re.compile(r"(qwen|gemma|llama|phi|mistral|falcon|deepseek|internlm|chatglm|glm|olmo|granite|smollm)")
 
-    Raises:
-        DamagedFile: it is there, and no JSON object.
-    """
-    text = header.metadata.get("config")
-    if not isinstance(text, str) or not text.lstrip().startswith("{"):
-        return {}
-    try:
-        return json_text.parse(text.encode())
-    except ValueError as error:
-        raise DamagedFile(f"{header.path}: the metadata 'config' is no JSON ({error}). Download it again") from error
+
+def _is_really(found: Found) -> bool:
+    """Language models of other makers have the same names of tensors."""
+    architecture, header = found.architecture, found.header
+    if architecture.component != "text_encoder":
+        return True
+    name = str(header.metadata.get("general.architecture"))
+    if header.format == "gguf" and LANGUAGE_MODELS.match(name):
+        return name == architecture.name
+    told = "text_encoder" in config_metadata(header) or (header.path.parent / "config.json").is_file()
+    words = found.shapes.get("embed_tokens.weight", (0,))[0]
+    return told or words >= architecture.least_words

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import re
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from candela.checkpoints.sanity import check_config
 from candela.checkpoints.tensors import stored_weights
 from candela.errors import MismatchedModel
 
-KINDS: dict[type, type[QuantizedLinear]] = {torch.nn.Linear: QuantizedLinear, torch.nn.Embedding: QuantizedEmbedding}
+LLAMA_NORM = re.compile(r"(blk\.\d+\..*|output_)norm\.weight$")  # only llama.cpp adds the offset
 PADDING = 1 << 20  # bytes that a matrix of blocks may be larger than its values
 
 
@@ -43,7 +44,7 @@ def build(found: Found, *, device: torch.device, dtype: torch.dtype) -> torch.nn
             filled |= {piece.name for piece in places.pop(name)}
     for name, value in stored_weights(found, lambda name: bool(places.get(name))):
         known = places[name]
-        if found.header.format == "gguf" and found.architecture.norm_offset and name.endswith("norm.weight"):
+        if found.header.format == "gguf" and found.architecture.norm_offset and LLAMA_NORM.match(name):
             value = _dense(value, torch.float32) - found.architecture.norm_offset
         for piece in known:
             fitted = _fitted(value, piece, known, shapes)
@@ -111,11 +112,24 @@ def _place(
 ) -> None:
     path, _, leaf = name.rpartition(".")
     owner = module.get_submodule(path)
-    if isinstance(value, Packed) and leaf == "weight" and type(owner) in KINDS:
+    kind = _packed_kind(owner) if isinstance(value, Packed) and leaf == "weight" else None
+    if kind and isinstance(value, Packed):
         packed = value.replaced(value.shape, {k: t.to(device) for k, t in value.tensors().items()})
-        layer = KINDS[type(owner)](packed, getattr(owner, "bias", None), dtype)
+        layer = kind(packed, getattr(owner, "bias", None), dtype)
+        if isinstance(layer, QuantizedEmbedding):
+            layer.scale_by = float(getattr(owner, "scalar_embed_scale", 1.0))
         parent, _, last = path.rpartition(".")
         setattr(module.get_submodule(parent), last, layer)
         return
     dense = _dense(value, dtype).to(device)
     owner.register_parameter(leaf, torch.nn.Parameter(dense, requires_grad=False))
+
+
+def _packed_kind(owner: torch.nn.Module) -> type[QuantizedLinear] | None:
+    """The packed layer that computes what `owner` does; None for what has none."""
+    if type(owner) is torch.nn.Linear:
+        return QuantizedLinear
+    scaled = hasattr(owner, "scalar_embed_scale")  # Gemma's
+    if type(owner) is torch.nn.Embedding or (isinstance(owner, torch.nn.Embedding) and scaled):
+        return QuantizedEmbedding
+    return None

@@ -89,6 +89,8 @@ def read_component(path: Path, name: str) -> Part:
         DamagedFile: a JSON or weight file that cannot be read.
     """
     if name == "tokenizer":
+        if not (path / "tokenizer_config.json").is_file():
+            raise MismatchedModel(f"{path} is no tokenizer's folder: it has no tokenizer_config.json. Give another one")
         return _part(path, name, "transformers", "AutoTokenizer")
     config_file = path / ("scheduler_config.json" if name == "scheduler" else "config.json")
     if not config_file.is_file():

@@ -15,7 +15,8 @@ from pathlib import Path
 from candela.checkpoints.architectures import TRANSFORMERS
 from candela.checkpoints.catalogue import find, installed
 from candela.checkpoints.checkpoint import Checkpoint, Part
-from candela.checkpoints.contents import Contents, Found, config_metadata, read_contents
+from candela.checkpoints.configuration import config_metadata
+from candela.checkpoints.contents import Contents, Found, read_contents
 from candela.checkpoints.fitting import check_fit
 from candela.checkpoints.folder import read_component, read_folder
 from candela.checkpoints.variants import SCHEDULERS, Variant, variant_of
@@ -122,10 +123,16 @@ def parts_at(place: str) -> dict[str, Part]:
     """
     source = _open("", place)
     if isinstance(source, Part):
-        kinds = {"Transformer": "transformer", "DiT": "transformer", "UNet": "transformer", "Autoencoder": "vae"}
-        name = next((kind for word, kind in kinds.items() if word in source.class_name), "text_encoder")
-        return {name: source}
+        return {_kind(source) or "text_encoder": source}
     return {name: part for name in NEEDED if (part := _part(source, name))}
+
+
+def _kind(part: Part) -> str:
+    """Which component a folder holds, by its class; empty where that does not tell."""
+    kinds = {"Transformer": "transformer", "DiT": "transformer", "UNet": "transformer", "Autoencoder": "vae",
+             "Scheduler": "scheduler", "Tokenizer": "tokenizer"}  # fmt: skip
+    named = next((kind for word, kind in kinds.items() if word in part.class_name), "")
+    return named or ("text_encoder" if part.library == "transformers" else "")
 
 
 def _open(component: str, place: str) -> Contents | Checkpoint | Part:
@@ -135,13 +142,15 @@ def _open(component: str, place: str) -> Contents | Checkpoint | Part:
         return read_contents(path)
     if path.is_dir() and not (path / "model_index.json").is_file():
         return read_component(path, component)
+    if component in ("tokenizer", "scheduler"):
+        raise ModelNotFound(f"there is no folder {place}. Give the {component}'s own folder")
     model = find(place)
     return read_folder(model.folder, model.name)
 
 
 def _part(source: Contents | Checkpoint | Part, component: str) -> Part | None:
     if isinstance(source, Part):
-        return source
+        return source if _kind(source) in (component, "") else None
     if isinstance(source, Checkpoint):
         return source.parts.get(component)
     found = source.get(component)
@@ -202,6 +211,8 @@ def _tokenizer(
     if (beside / "tokenizer_config.json").is_file():
         return Part(beside, "transformers", "AutoTokenizer")
     for model in installed():
+        if model.name == "demo":
+            continue
         with contextlib.suppress(CheckpointError):  # one that is broken is no reason to stop
             folder = read_folder(model.folder, model.name)
             same = folder.parts.get("text_encoder")

@@ -18,6 +18,10 @@ DTYPES = {
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu,
 }  # fmt: skip
+# ComfyUI's names of the formats that a weight of each scheme may be in (comfy/quant_ops.py).
+KNOWN_FORMATS = {
+    "fp8": ("fp8", "float8_e4m3fn", "float8_e5m2", "mxfp8"), "int8": ("int8", "int8_tensorwise"), "nvfp4": ("nvfp4",),
+}  # fmt: skip
 MAX_MARKER = 65_536  # bytes of what describes how one layer is quantised
 
 
@@ -86,7 +90,8 @@ def _weight(
             )
         return GGUFBlocks((values.shape[:-1].numel(), tensor.shape[-1]), values.flatten(0, -2), tensor.dtype)
     described = companion("comfy_quant")
-    layer = layers.get(found.prefix + base.rstrip("."), {})
+    own = base.rstrip(".")
+    layer = layers.get(found.prefix + own) or layers.get(own) or {}
     if described is not None:
         layer = _json(found.header, bytes(described.numpy()))
     scale = companion("weight_scale", "scale_weight")
@@ -99,6 +104,11 @@ def _weight(
         )
     rows, columns = values.shape
     kind = layer.get("format", scheme)
+    if kind not in KNOWN_FORMATS.get(scheme, ()) or (layers and scheme == "int8" and not layer):
+        raise MismatchedModel(
+            f"{found.header.path}: the weight {name!r} is quantised as {str(kind)[:40]!r}, and how that is to be read "
+            "is not known here. Take a GGUF, fp8 or bf16 file of the same model"
+        )
     if kind == "mxfp8" or (scheme == "nvfp4"):
         if scale is None:
             raise DamagedFile(f"{found.header.path}: the weight {name!r} has no scales. Download it again")

@@ -21,7 +21,8 @@ def run(paths: list[str], as_json: bool) -> int:
             identities.append(identify(path))
         except CheckpointError as error:
             failures.append((path, error))
-    code = 2 if failures or any(identity.kind == "unknown" for identity in identities) else 0
+    bad = any(identity.kind == "unknown" or any(c.problem for c in identity.components) for identity in identities)
+    code = 2 if failures or bad else 0
     files = [asdict(identity) for identity in identities]
     report: dict[str, Any] = {
         "files": files + [{"path": path, "error": error_report(error)} for path, error in failures]

@@ -105,7 +105,7 @@ class Family(ABC):
                 f"{checkpoint.path}: {self.name} needs a {self.transformer_class}; its transformer is a "
                 f"{parts['transformer'].class_name}"
             )
-        if parts["scheduler"].class_name != SCHEDULER:
+        if parts["scheduler"].library == "diffusers" and parts["scheduler"].class_name != SCHEDULER:
             raise MismatchedModel(
                 f"{parts['scheduler'].path}: {self.name} is sampled with a {SCHEDULER}; this is a "
                 f"{parts['scheduler'].class_name}. Use the scheduler that the model came with"

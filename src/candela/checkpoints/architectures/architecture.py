@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -57,7 +57,10 @@ class Architecture:
         renames: (pattern, replacement) in turn, from any program's names to the class's own. A replacement of
             several names means that all of them share the tensor.
         ignored: patterns of tensors (after renaming) that the class has no use for.
-        config: shapes by renamed name -> what the class is built from, as far as the file tells.
+        config: shapes by renamed name -> what the class is built from; empty where the shapes do not tell.
+        sizes: the part of it that the shapes always tell.
+        published: width -> number of layers of the published models.
+        least_words: a smaller vocabulary is another model's, of the same names.
         wants: of a transformer, the components that it works with.
         norm_offset: what llama.cpp adds to every norm's weight when it writes a GGUF.
     """
@@ -71,6 +74,9 @@ class Architecture:
     renames: Renames = ()
     ignored: tuple[str, ...] = ()
     config: Callable[[Shapes], dict[str, Any]] = lambda shapes: {}
+    sizes: Callable[[Shapes], dict[str, Any]] = lambda shapes: {}
+    published: Mapping[int, int] = field(default_factory=dict)
+    least_words: int = 0
     absent: tuple[str, ...] = ()
     wants: Wants | None = None
     norm_offset: float = 0.0

@@ -31,6 +31,10 @@ def feed_forward(inner: int, rows: int) -> dict[str, Any]:
     return {"multiple_of": 1, "ffn_dim_multiplier": (rows + 0.5) / inner}
 
 
+SIZES = ("in_channels", "hidden_size", "num_layers", "num_refiner_layers", "num_attention_heads", "num_kv_heads",
+         "cap_feat_dim")  # fmt: skip
+
+
 def config(shapes: Shapes) -> dict[str, Any]:
     hidden, patch = shapes["x_embedder.weight"]
     head = shapes["layers.0.attn.norm_q.weight"][0]
@@ -72,5 +76,8 @@ LUMINA_IMAGE_2 = Architecture(
     ),
     ignored=(r"^norm_final\.weight$",),  # in the authors' code, without use
     config=config,
+    sizes=lambda shapes: {key: config(shapes)[key] for key in SIZES},
+    published={2304: 26},
+    absent=(r"^clip_text_pooled_proj\.", r"^time_text_embed\."),  # NewBie
     wants=Wants("gemma2", 2304, "cap_feat_dim", "Flux's, 16 channels (ae.safetensors)"),
 )

@@ -7,6 +7,8 @@ from typing import Any
 from candela.checkpoints.architectures.architecture import Architecture, Shapes, Wants, count
 from candela.checkpoints.architectures.lumina_image_2 import SHARED_RENAMES, feed_forward
 
+SIZES = ("in_channels", "hidden_size", "num_layers", "num_attention_heads", "num_kv_heads", "cross_attention_dim")
+
 
 def config(shapes: Shapes) -> dict[str, Any]:
     """The size that the model was trained on is not in the file; all published ones were trained on 1024x1024."""
@@ -54,5 +56,7 @@ LUMINA_NEXT = Architecture(
         *SHARED_RENAMES,
     ),
     config=config,
+    sizes=lambda shapes: {key: config(shapes)[key] for key in SIZES},
+    published={2304: 24},
     wants=Wants("gemma", 2048, "cross_attention_dim", "SDXL's, 4 channels (sdxl_vae.safetensors)"),
 )

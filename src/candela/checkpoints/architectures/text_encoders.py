@@ -104,6 +104,8 @@ QWEN3 = Architecture(
     renames=(*LLAMA_CPP, (r"\.ffn_norm\.", ".post_attention_layernorm.")),
     ignored=IGNORED,
     config=qwen3,
+    sizes=_sizes,
+    published={1024: 28, 2048: 28, 2560: 36, 4096: 36},
 )
 
 GEMMA_2 = Architecture(
@@ -127,6 +129,8 @@ GEMMA_2 = Architecture(
     ),
     ignored=IGNORED,
     config=gemma2,
+    sizes=_sizes,
+    published={2304: 26},
     norm_offset=1.0,
 )
 
@@ -145,6 +149,9 @@ GEMMA = Architecture(
     renames=(*LLAMA_CPP, (r"\.ffn_norm\.", ".post_attention_layernorm.")),
     ignored=IGNORED,
     config=gemma,
+    sizes=_sizes,
+    published={2048: 18},
+    least_words=256000,
     norm_offset=1.0,
 )
 

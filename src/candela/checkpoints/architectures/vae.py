@@ -15,11 +15,16 @@ SCALES: dict[int, dict[str, Any]] = {
 BLOCKS = [128, 256, 512, 512]
 
 
+def sizes(shapes: Shapes) -> dict[str, Any]:
+    blocks = count(shapes, r"encoder\.down_blocks\.(\d+)\.")
+    widths = [shapes[f"encoder.down_blocks.{k}.resnets.0.conv1.weight"][0] for k in range(blocks)]
+    return {"latent_channels": shapes["decoder.conv_in.weight"][1], "block_out_channels": widths}
+
+
 def config(shapes: Shapes) -> dict[str, Any]:
     """Empty for an autoencoder of other widths: its scale and norm groups are in no weight."""
-    blocks = count(shapes, r"encoder\.down_blocks\.(\d+)\.")
-    channels = shapes["decoder.conv_in.weight"][1]
-    widths = [shapes[f"encoder.down_blocks.{k}.resnets.0.conv1.weight"][0] for k in range(blocks)]
+    channels, widths = sizes(shapes).values()
+    blocks = len(widths)
     if widths != BLOCKS or channels not in SCALES:
         return {}
     return {
@@ -72,5 +77,7 @@ VAE = Architecture(
         ("decoder.mid_block.resnets.0.conv1.weight", "decoder.mid.block_1.conv1.weight"),
     ),
     renames=_renames(),
+    ignored=(r"^model_ema\.", r"^loss\."),  # left over from training
     config=config,
+    sizes=sizes,
 )

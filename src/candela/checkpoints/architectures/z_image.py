@@ -6,6 +6,8 @@ from typing import Any
 
 from candela.checkpoints.architectures.architecture import Architecture, Shapes, Wants, count
 
+SIZES = ("in_channels", "dim", "n_layers", "n_refiner_layers", "n_heads", "n_kv_heads", "cap_feat_dim")
+
 
 def config(shapes: Shapes) -> dict[str, Any]:
     """All but four constants of the authors (norm_eps, rope_theta, t_scale, axes_lens) is in the shapes."""
@@ -55,6 +57,9 @@ Z_IMAGE = Architecture(
     renames=RENAMES,
     ignored=(r"^norm_final\.weight$",),  # in the authors' code, without use
     config=config,
+    sizes=lambda shapes: {key: config(shapes)[key] for key in SIZES},
+    published={3840: 30},
+    absent=(r"^dec_net\.",),  # of pixel space
     wants=Wants("qwen3", 2560, "cap_feat_dim", "Flux's, 16 channels (ae.safetensors)"),
 )
 
