@@ -131,8 +131,8 @@ class Found:
             shard = re.search(r"-(\d{5})-of-(\d{5})\.", self.header.path.name)
             remedy = f"It is one of {int(shard[2])} parts: give their folder" if shard else "Download it again"
             raise MismatchedModel(
-                f"{self.header.path} holds only a part of a {self.title}: {str(error)[:200]} is missing or of another shape. "
-                f"{remedy}"
+                f"{self.header.path} holds only a part of a {self.title}: {str(error)[:200]} is missing or of "
+                f"another shape. {remedy}"
             ) from error
         if not derived:
             raise MismatchedModel(

@@ -29,14 +29,14 @@ def check_fit(parts: Mapping[str, Part]) -> None:
             given = known_as(kind, found) or text_encoder.class_name
             usual = KNOWN[wants.text_encoder, wants.text_width]
             raise MismatchedModel(
-                f"the transformer {transformer.path} expects text features of width {str(expected)[:40]} ({wanted}); the text "
-                f"encoder {text_encoder.path} gives {str(found)[:40]} ({given}). Use {wanted} as text encoder"
+                f"the transformer {transformer.path} expects text features of width {str(expected)[:40]} ({wanted}); "
+                f"the text encoder {text_encoder.path} gives {str(found)[:40]} ({given}). Use {wanted} as text encoder"
                 f"{'' if expected == wants.text_width else f' ({architecture.name} as published takes {usual})'}"
             )
     if vae is not None:
         expected, found = transformer.config.get(wants.channels_key), vae.config.get("latent_channels")
         if expected != found:
             raise MismatchedModel(
-                f"the transformer {transformer.path} works on {str(expected)[:40]} latent channels; the VAE {vae.path} has "
-                f"{str(found)[:40]}. Use the VAE that belongs to the model: {wants.vae}"
+                f"the transformer {transformer.path} works on {str(expected)[:40]} latent channels; the VAE "
+                f"{vae.path} has {str(found)[:40]}. Use the VAE that belongs to the model: {wants.vae}"
             )
