@@ -1000,7 +1000,7 @@ for label, names in {
     "pickle": ["diffusion_pytorch_model.bin"],
     "long": ["a" * 5000 + ".safetensors"],
     "escapes": [ESCAPES],
-    "ten_thousand": [f"{k}.safetensors" for k in range(10_000)],
+    "two_thousand": [f"{k}.safetensors" for k in range(2_000)],
 }.items():
 
     def shards(target: Path, label: str = label, names: list[str] = names) -> None:
@@ -1011,7 +1011,7 @@ for label, names in {
         if label == "dots_and_name":
             shutil.copyfile(target / DEMO_FILES["vae"], target / "transformer/0.safetensors")
             names = [names[0], "0.safetensors"]
-        if label == "ten_thousand":
+        if label == "two_thousand":
             for name in names:
                 (target / "transformer" / name).symlink_to(target / DEMO_FILES["vae"])
         sharded(target, names)
@@ -1114,7 +1114,6 @@ for label, (tries, damage) in INDEX.items():
         {
             **dict.fromkeys(("system", "builtins", "subprocess", "function", "automatic", "pipeline", "dunder"), OK),
             **dict.fromkeys(("custom", "class_other", "numbers", "custom_scheduler", "scheduler_model"), OK),
-            "scheduler_function": OK,
             **dict.fromkeys(("tokenizer_function", "tokenizer_model"), OK),
         }.get(label, "/".join(REFUSED)),
         OK if label == "scheduler_model" else "/".join(REFUSED),
@@ -1180,7 +1179,9 @@ for label, (part, tries, changes, identified) in CONFIGS.items():
         evil = f"import os\nos.system('echo CODE RAN >&2; touch {target}/ran')\n"
         (target / part / "evil.py").write_text(evil)
 
-    folder_attack(f"settings_{label}", f"a {part} with {tries}", configure, identified, "/".join(REFUSED))
+    # What is not asked for is not read: that it asks to be run makes no model worse.
+    loaded = OK if label in ("class_list", "code", "tokenizer_class", "tokenizer_code") else "/".join(REFUSED)
+    folder_attack(f"settings_{label}", f"a {part} with {tries}", configure, identified, loaded)
 folder_attack(
     "vocabulary",
     "a tokenizer.json that is no tokenizer",
