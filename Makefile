@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-comfyui lint bench check-demo check-layouts train-demo clean
+.PHONY: demo test test-comfyui fuzz lint bench check-demo check-layouts train-demo clean
 
 demo: $(READY)
 	$(BIN)/candela generate \
@@ -21,6 +21,12 @@ test: $(READY)
 test-comfyui: $(READY)
 	@$(BIN)/python -c 'from tests.comfyui.server import cores; found = cores(); print("ComfyUI cores:", ", ".join(c.version for c in found) or "NONE FOUND: nothing below was tested. Put checkouts under ~/.cache/candela/comfyui or set COMFYUI_DIR; see CONTRIBUTING.md")'
 	$(BIN)/python -m pytest -m comfyui tests/comfyui -rs
+
+# Mutated headers, until one escapes the error tree. Guided by coverage after $(BIN)/pip install -e '.[fuzz]'.
+RUNS ?= 200000
+fuzz: $(READY)
+	$(BIN)/python -m tests.attacks.fuzz safetensors $(RUNS)
+	$(BIN)/python -m tests.attacks.fuzz gguf $(RUNS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

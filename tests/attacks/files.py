@@ -393,7 +393,10 @@ INSANE: dict[str, tuple[str, dict[str, Any]]] = {
     "text_layer_types": ("text_encoder", {"layer_types": ["full_attention"] * 500_000}),
     "text_padding": ("text_encoder", {"pad_token_id": 2**40}),
     "text_heads": ("text_encoder", {"head_dim": 2**35}),
-    "text_kernel": ("text_encoder", {"_attn_implementation": "someone/kernel", "attn_implementation": "someone/kernel"}),
+    "text_kernel": (
+        "text_encoder",
+        {"_attn_implementation": "someone/kernel", "attn_implementation": "someone/kernel"},
+    ),
     "text_rope": ("text_encoder", {"rope_parameters": {"rope_type": ESCAPES, "rope_theta": "x"}}),
     "vae_widths": ("vae", {"block_out_channels": [2**40] * 4}),
     "vae_groups": ("vae", {"norm_num_groups": 0}),
@@ -403,7 +406,7 @@ INSANE: dict[str, tuple[str, dict[str, Any]]] = {
         "vae",
         {"down_block_types": ["DownEncoderBlock2D"] * 100_000, "block_out_channels": [32] * 100_000},
     ),
-}  # fmt: skip
+}
 REFUSED = (DAMAGED, MISMATCHED)
 for label, (part, changes) in INSANE.items():
     key, value = next(iter(changes.items()))
@@ -414,7 +417,7 @@ for label, (part, changes) in INSANE.items():
         else "a width of 4,000 digits",
         demo_of(part),
         configured(part, **changes),
-        loaded=OK if label == "text_padding" else "/".join(REFUSED),
+        loaded="/".join(REFUSED),
         component=part,
     )
 
@@ -471,7 +474,7 @@ component_attack(
     "layer_number",
     "a layer with the number 999,999,999, so that the model seems to have a milliard",
     lambda: demo_tensors("transformer") | {"layers.999999999.attention.to_q.weight": NOTHING},
-    loaded=MISMATCHED,
+    loaded=DAMAGED,
 )
 component_attack(
     "layer_number_digits",
@@ -501,13 +504,17 @@ component_attack(
         f"{k}.{end}": NOTHING
         for k in range(6_000)
         for end in (
-            "cap_embedder.1.weight", "layers.0.self_attn.q_proj.weight", "decoder.conv_in.weight",
-            "control_layers.0.adaLN_modulation.0.weight", "blk.0.attn_q.weight",
+            "cap_embedder.1.weight",
+            "layers.0.self_attn.q_proj.weight",
+            "decoder.conv_in.weight",
+            "control_layers.0.adaLN_modulation.0.weight",
+            "blk.0.attn_q.weight",
             "time_caption_embed.caption_embedder.1.weight",
         )
     },
-    identified=OK, loaded=MISMATCHED,
-)  # fmt: skip
+    identified=OK,
+    loaded=MISMATCHED,
+)
 ALL_MARKS = (
     "cap_embedder.1.weight", "layers.0.adaLN_modulation.0.weight", "noise_refiner.0.attention.norm_q.weight",
     "control_layers.0.adaLN_modulation.0.weight", "control_layers.0.attention_norm1.weight",
@@ -522,7 +529,8 @@ component_attack(
         {f"{'a.' * depth}{mark}": NOTHING for depth in range(8) for mark in ALL_MARKS}
         | {f"{'a.' * 8}layers.{k}.attention.q_norm.weight": NOTHING for k in range(49_000)}
     ),
-    loaded="/".join(REFUSED),
+    identified=DAMAGED,
+    loaded=DAMAGED,
 )
 component_attack(
     "every_rename",
@@ -531,7 +539,8 @@ component_attack(
         dict.fromkeys(ALL_MARKS, NOTHING)
         | {f"layers.{k}.attention.q_norm.feed_forward.w1.adaLN_modulation.1.weight": NOTHING for k in range(49_000)}
     ),
-    loaded="/".join(REFUSED),
+    identified=DAMAGED,
+    loaded=DAMAGED,
 )
 for label, name in {
     "dots": "." * 1_900_000,
@@ -758,7 +767,10 @@ GGUFS: dict[str, tuple[str, Callable[[], bytes]]] = {
         "names of entries of a megabyte each",
         lambda: gguf([kv(EMOJI + f"{k}" + "a" * 1_000_000, U8, b"\x01") for k in range(100)]),
     ),
-    "tensor_name": ("names of tensors of a megabyte", lambda: gguf(b"", [tensor("a" * 1_000_000 + f"{k}") for k in range(50)])),
+    "tensor_name": (
+        "names of tensors of a megabyte",
+        lambda: gguf(b"", [tensor("a" * 1_000_000 + f"{k}") for k in range(50)]),
+    ),
     "tensor_count": ("2**63 tensors", lambda: gguf(counts=(2**63, 0))),
     "entry_count": ("2**63 entries", lambda: gguf(counts=(0, 2**63))),
     "tensors_missing": ("fifty thousand tensors that are not there", lambda: gguf(counts=(49_999, 0))),
@@ -774,7 +786,10 @@ GGUFS: dict[str, tuple[str, Callable[[], bytes]]] = {
         "an alignment of 2**31",
         lambda: gguf(kv("general.alignment", U32, struct.pack("<I", 2**31)), tensor("a")),
     ),
-    "alignment_text": ("an alignment that is a text", lambda: gguf(kv("general.alignment", TEXT, text("32")), tensor("a"))),
+    "alignment_text": (
+        "an alignment that is a text",
+        lambda: gguf(kv("general.alignment", TEXT, text("32")), tensor("a")),
+    ),
     "alignment_true": ("an alignment that is true", lambda: gguf(kv("general.alignment", 7, b"\x01"), tensor("a"))),
     "alignment_list": (
         "an alignment that is a list",
@@ -798,7 +813,10 @@ GGUFS: dict[str, tuple[str, Callable[[], bytes]]] = {
     ),
     "unaligned": ("an offset that is not aligned", lambda: gguf(b"", tensor("a", offset=4))),
     "beyond": ("a tensor behind the end of the file", lambda: gguf(b"", tensor("a", offset=1 << 40))),
-    "offset_wraps": ("an offset that is the file's beginning in 64 bits", lambda: gguf(b"", tensor("a", offset=2**64 - 32))),
+    "offset_wraps": (
+        "an offset that is the file's beginning in 64 bits",
+        lambda: gguf(b"", tensor("a", offset=2**64 - 32)),
+    ),
     "version_0": ("version 0", lambda: gguf(b"", tensor("a"), version=0)),
     "version_1": ("version 1, whose lengths had 4 bytes", lambda: gguf(b"", tensor("a"), version=1)),
     "version_4": ("version 4", lambda: gguf(b"", tensor("a"), version=4)),
@@ -807,8 +825,11 @@ GGUFS: dict[str, tuple[str, Callable[[], bytes]]] = {
         "an error about a tensor whose name would clear the screen",
         lambda: gguf(b"", tensor(ESCAPES, kind=77)),
     ),
-    "escapes_in_entry": ("an error about an entry whose name would clear the screen", lambda: gguf(kv(ESCAPES, 13, b""))),
-}  # fmt: skip
+    "escapes_in_entry": (
+        "an error about an entry whose name would clear the screen",
+        lambda: gguf(kv(ESCAPES, 13, b"")),
+    ),
+}
 for label, (tries, data) in GGUFS.items():
     file_attack(f"gguf_{label}", tries, data)
 for cut in range(4, len(sound_gguf()) - 16, 5):  # the last 16 bytes are padding
@@ -979,7 +1000,7 @@ for label, names in {
     "pickle": ["diffusion_pytorch_model.bin"],
     "long": ["a" * 5000 + ".safetensors"],
     "escapes": [ESCAPES],
-    "ten_thousand": [f"{k}.safetensors" for k in range(10_000)],
+    "two_thousand": [f"{k}.safetensors" for k in range(2_000)],
 }.items():
 
     def shards(target: Path, label: str = label, names: list[str] = names) -> None:
@@ -990,7 +1011,7 @@ for label, names in {
         if label == "dots_and_name":
             shutil.copyfile(target / DEMO_FILES["vae"], target / "transformer/0.safetensors")
             names = [names[0], "0.safetensors"]
-        if label == "ten_thousand":
+        if label == "two_thousand":
             for name in names:
                 (target / "transformer" / name).symlink_to(target / DEMO_FILES["vae"])
         sharded(target, names)
@@ -1054,8 +1075,14 @@ INDEX: dict[str, tuple[str, Callable[[Path], object]]] = {
     "automatic": ("whose vae is whatever its files say", lambda path: edited(path, vae=["transformers", "AutoModel"])),
     "pipeline": ("whose vae is a whole pipeline", lambda path: edited(path, vae=["diffusers", "DiffusionPipeline"])),
     "dunder": ("whose vae is a path", lambda path: edited(path, vae=["diffusers", "__path__"])),
-    "enumeration": ("whose vae is an enumeration", lambda path: edited(path, vae=["diffusers", "KarrasDiffusionSchedulers"])),
-    "custom": ("whose transformer is code that comes along", lambda path: edited(path, transformer=["my_model", "Model"])),
+    "enumeration": (
+        "whose vae is an enumeration",
+        lambda path: edited(path, vae=["diffusers", "KarrasDiffusionSchedulers"]),
+    ),
+    "custom": (
+        "whose transformer is code that comes along",
+        lambda path: edited(path, transformer=["my_model", "Model"]),
+    ),
     "custom_scheduler": ("whose scheduler is os", lambda path: edited(path, scheduler=["os", "Scheduler"])),
     "scheduler_function": (
         "whose scheduler is a function",
@@ -1065,14 +1092,20 @@ INDEX: dict[str, tuple[str, Callable[[Path], object]]] = {
         "whose scheduler is another",
         lambda path: edited(path, scheduler=["diffusers", "DDPMParallelScheduler"]),
     ),
-    "tokenizer_function": ("whose tokenizer is a function", lambda path: edited(path, tokenizer=["transformers", "pipeline"])),
-    "tokenizer_model": ("whose tokenizer is a model", lambda path: edited(path, tokenizer=["transformers", "AutoModelForCausalLM"])),
+    "tokenizer_function": (
+        "whose tokenizer is a function",
+        lambda path: edited(path, tokenizer=["transformers", "pipeline"]),
+    ),
+    "tokenizer_model": (
+        "whose tokenizer is a model",
+        lambda path: edited(path, tokenizer=["transformers", "AutoModelForCausalLM"]),
+    ),
     "numbers": ("whose vae is two numbers", lambda path: edited(path, vae=[1, 2])),
     "many": (
         "of 100,000 components",
         lambda path: edited(path, **{f"c{k}": ["diffusers", "AutoencoderKL"] for k in range(100_000)}),
     ),
-}  # fmt: skip
+}
 for label, (tries, damage) in INDEX.items():
     folder_attack(
         f"index_{label}",
@@ -1081,7 +1114,6 @@ for label, (tries, damage) in INDEX.items():
         {
             **dict.fromkeys(("system", "builtins", "subprocess", "function", "automatic", "pipeline", "dunder"), OK),
             **dict.fromkeys(("custom", "class_other", "numbers", "custom_scheduler", "scheduler_model"), OK),
-            "scheduler_function": OK,
             **dict.fromkeys(("tokenizer_function", "tokenizer_model"), OK),
         }.get(label, "/".join(REFUSED)),
         OK if label == "scheduler_model" else "/".join(REFUSED),
@@ -1147,7 +1179,9 @@ for label, (part, tries, changes, identified) in CONFIGS.items():
         evil = f"import os\nos.system('echo CODE RAN >&2; touch {target}/ran')\n"
         (target / part / "evil.py").write_text(evil)
 
-    folder_attack(f"settings_{label}", f"a {part} with {tries}", configure, identified, "/".join(REFUSED))
+    # What is not asked for is not read: that it asks to be run makes no model worse.
+    loaded = OK if label in ("class_list", "code", "tokenizer_class", "tokenizer_code") else "/".join(REFUSED)
+    folder_attack(f"settings_{label}", f"a {part} with {tries}", configure, identified, loaded)
 folder_attack(
     "vocabulary",
     "a tokenizer.json that is no tokenizer",

@@ -27,21 +27,24 @@ class Worker:
         self.what = what
         self.process: subprocess.Popen[str] | None = None
 
-    def run(self, argument: str) -> dict[str, Any]:
+    def start(self, argument: str) -> None:
         if self.process is None:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tests.attacks.worker", self.what],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "HF_HUB_OFFLINE": "1"},
             )  # fmt: skip
-        assert self.process.stdin and self.process.stdout
+        assert self.process.stdin
         self.process.stdin.write(json.dumps(argument) + "\n")
         self.process.stdin.flush()
+
+    def result(self) -> dict[str, Any]:
+        assert self.process and self.process.stdout
         ready, _, _ = select.select([self.process.stdout], [], [], PATIENCE)
         line = self.process.stdout.readline() if ready else ""
         if not line:
             self.close()
-            pytest.fail(f"it {'died' if ready else 'hangs'}: {argument}")
+            pytest.fail(f"it {'dies of' if ready else 'hangs at'} {self.what}")
         return json.loads(line)
 
     def close(self) -> None:
@@ -75,7 +78,9 @@ def printable(text: str) -> bool:
 def test_it_ends_in_our_error(attack: Attack, workers, place):
     path = written(attack, place)
     name = str(path).encode("ascii", "backslashreplace").decode()
-    identified = workers["identify"].run(str(path))
+    workers["identify"].start(str(path))
+    workers["load"].start(model_of(attack, path))
+    identified, loaded = workers["identify"].result(), workers["load"].result()
     assert "crash" not in identified, identified["crash"]
     assert identified["seconds"] < SECONDS and identified["peak"] < BYTES, identified
     assert printable(identified["out"]) and printable(identified["err"]), identified
@@ -85,7 +90,6 @@ def test_it_ends_in_our_error(attack: Attack, workers, place):
     else:
         assert identified["code"] == 2 and name in identified["err"] and not identified["out"], identified
 
-    loaded = workers["load"].run(model_of(attack, path))
     assert "crash" not in loaded, loaded["crash"]
     assert loaded["error"] in attack.loaded.split("/"), loaded
     assert loaded["seconds"] < SECONDS and loaded["growth"] < BYTES, loaded

@@ -126,8 +126,9 @@ def part_class(part: Part, name: str) -> Any:
     found = next((cls for home in homes if isinstance(cls := getattr(home, part.class_name, None), type)), None)
     if found is None:
         raise MismatchedModel(
-            f"{part.path}: the {name} is a {part.library[:80]}.{part.class_name[:80]}, a class which the installed {part.library} does "
-            "not have. Candela runs classes of diffusers and transformers only, never code from a checkpoint"
+            f"{part.path}: the {name} is a {part.library[:80]}.{part.class_name[:80]}, a class which the "
+            f"installed {part.library[:80]} does not have. Candela runs classes of diffusers and transformers only, "
+            "never code from a checkpoint"
         )
     return found
 

@@ -74,7 +74,8 @@ def _assembled(name: str, places: dict[str, str]) -> Checkpoint:
         if isinstance(source, Contents) and source.found and source.rest:
             raise MismatchedModel(
                 f"{place} holds {_holds(source)}, and {len(source.rest)} tensors beside that belong to neither "
-                f"({', '.join(name[:80] for name in source.rest[:3])}{', ...' if len(source.rest) > 3 else ''}). Is it what it claims to be?"
+                f"({', '.join(name[:80] for name in source.rest[:3])}{', ...' if len(source.rest) > 3 else ''}). "
+                "Is it what it claims to be?"
             )
         for wanted in (component,) if component else NEEDED:
             if part := _part(source, wanted):
