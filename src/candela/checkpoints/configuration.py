@@ -79,8 +79,8 @@ def _check_layers(found: Found, config: dict[str, Any]) -> None:
     published = found.architecture.published.get(width) if isinstance(width, int) else None
     if published and layers != published:
         raise MismatchedModel(
-            f"{found.header.path} holds {layers} layers of a {found.title} of width {width}, which has {published}. It is "
-            "a part, or a changed model: give the folder that has its config.json too"
+            f"{found.header.path} holds {layers} layers of a {found.title} of width {width}, which has {published}: "
+            "a part of it, or a changed model. Give the folder that has its config.json too"
         )
 
 
