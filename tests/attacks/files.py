@@ -530,7 +530,7 @@ component_attack(
         | {f"{'a.' * 8}layers.{k}.attention.q_norm.weight": NOTHING for k in range(49_000)}
     ),
     identified=DAMAGED,
-    loaded=DAMAGED,
+    loaded="/".join(REFUSED),
 )
 component_attack(
     "every_rename",

@@ -178,6 +178,8 @@ def guided(form: str, runs: int) -> None:
     """Ends the process."""
     import atheris  # type: ignore[import-not-found,unused-ignore]
 
+    for name in [name for name in sys.modules if name.split(".")[0] == "candela"]:
+        del sys.modules[name]  # what is imported already cannot be watched
     with atheris.instrument_imports(include=["candela.checkpoints"]):
         run = limited(target())
     folder = tempfile.mkdtemp()
@@ -227,9 +229,8 @@ def main() -> None:
         guided(options.what, options.runs)
     blind(options.what, options.runs, options.seed)
     peak = peak_megabytes()
-    print(
-        f"{options.what}: {options.runs} mutations in {time.perf_counter() - started:.0f} s, {peak:.0f} MB: nothing escaped"
-    )
+    seconds = time.perf_counter() - started
+    print(f"{options.what}: {options.runs} mutations in {seconds:.0f} s, {peak:.0f} MB: nothing escaped")
 
 
 if __name__ == "__main__":
