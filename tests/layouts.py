@@ -477,7 +477,8 @@ def hollow_gguf(path: Path, architecture: str, shapes: Shapes, kind: str, metada
     """A GGUF file of full size whose data is a hole in the disk; matrices in `kind`."""
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in (metadata or {}).items():
-        writer.add_array(key, value) if isinstance(value, list) else writer.add_string(key, value)
+        add = {list: writer.add_array, float: writer.add_float32, str: writer.add_string}[type(value)]
+        add(key, value)
     total = 0
     for name, shape in shapes.items():
         stored = gguf.GGMLQuantizationType[kind if len(shape) == 2 and shape[-1] % 256 == 0 else "F32"]

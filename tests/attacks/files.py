@@ -1116,7 +1116,7 @@ for label, (tries, damage) in INDEX.items():
             **dict.fromkeys(("custom", "class_other", "numbers", "custom_scheduler", "scheduler_model"), OK),
             **dict.fromkeys(("tokenizer_function", "tokenizer_model"), OK),
         }.get(label, "/".join(REFUSED)),
-        OK if label == "scheduler_model" else "/".join(REFUSED),
+        "/".join(REFUSED),
     )
 for label, name in {
     "dots": "../elsewhere",

@@ -162,3 +162,157 @@ def test_tensors_that_belong_to_nothing_are_an_error(split, tmp_path):
     lacking = layouts.write_safetensors(tmp_path / "lacking.safetensors", tensors, metadata)
     with pytest.raises(MismatchedModel, match=r"1 missing \(layers.0.attention.to_q.weight\)"):
         Engine.load(spec.format(lacking))
+
+
+# --- what would load, and be wrong --------------------------------------------------------------
+
+
+def build(path, component="transformer"):
+    from candela.checkpoints.filling import build
+    from candela.checkpoints.opening import parts_at
+
+    return build(parts_at(str(path))[component].found, device=torch.device("cpu"), dtype=torch.float32)
+
+
+def test_the_first_shard_of_a_model_is_not_a_shorter_model(tmp_path):
+    """diffusers writes the layers last, so the first shard has everything but the last layers."""
+    tensors = layouts.tensors_of(DEMO_FOLDER, "transformer")
+    kept = {n: t for n, t in tensors.items() if not n.startswith(("layers.3", "layers.4"))}
+    shard = layouts.write_safetensors(tmp_path / "diffusion_pytorch_model-00001-of-00003.safetensors", kept)
+    with pytest.raises(MismatchedModel, match="one of 3 parts"):
+        build(shard)
+    shapes = layouts.named(layouts.published("z-image")[0], layouts.z_image)
+    first = {n: s for n, s in shapes.items() if not n.startswith("layers.29.")}
+    with pytest.raises(MismatchedModel, match=r"29 layers .* which has 30"):
+        read_checkpoint(f"transformer={layouts.hollow(tmp_path / 'renamed.safetensors', first)}")
+
+
+def test_what_a_file_says_of_itself_must_be_what_is_there(tmp_path):
+    tensors = layouts.tensors_of(DEMO_FOLDER, "transformer")
+    config = json.loads(layouts.configs_of(DEMO_FOLDER, "transformer")["config"])["transformer"]
+    for key, value in (("n_layers", 4), ("n_layers", "x"), ("cap_feat_dim", [1])):
+        metadata = {"config": json.dumps({"transformer": config | {key: value}})}
+        path = layouts.write_safetensors(tmp_path / "lying.safetensors", tensors, metadata)
+        with pytest.raises(MismatchedModel, match=f"its configuration says {key} = "):
+            build(path)
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+def test_rotated_weights_described_in_the_metadata(prefix, tmp_path):
+    """ComfyUI describes the layers of prefixed tensors with and without the prefix."""
+    tensors = layouts.z_image(layouts.tensors_of(DEMO_FOLDER, "transformer"))
+    marked = layouts.int8_convrot(tensors, 16)
+    layers = {n.removesuffix(".comfy_quant"): json.loads(bytes(t.numpy())) for n, t in marked.items() if "comfy_" in n}
+    stored = {prefix + n: t for n, t in marked.items() if "comfy_" not in n}
+    config = layouts.configs_of(DEMO_FOLDER, "transformer")
+    for named in ("", prefix):
+        metadata = config | {
+            "_quantization_metadata": json.dumps({"layers": {named + n: v for n, v in layers.items()}})
+        }
+        module = build(layouts.write_safetensors(tmp_path / "int8.safetensors", stored, metadata))
+        wanted = layouts.tensors_of(DEMO_FOLDER, "transformer")["layers.0.attention.to_q.weight"].float()
+        assert (module.layers[0].attention.to_q.weight - wanted).abs().max() < 0.02 * wanted.abs().max()
+    unknown = {
+        n: layouts.json_tensor({"format": "some_future_int8"}) if "comfy_" in n else t for n, t in marked.items()
+    }
+    with pytest.raises(MismatchedModel, match="some_future_int8"):
+        build(layouts.write_safetensors(tmp_path / "future.safetensors", unknown, config))
+
+
+def test_only_llama_cpp_adds_one_to_gemma_s_norms(tmp_path, tiny_models):
+    folder = tiny_models["lumina-image-2"]
+    tensors = layouts.tensors_of(folder, "text_encoder")
+    path = layouts.write_gguf(
+        tmp_path / "hf.gguf", "gemma2", tensors, "F32", layouts.configs_of(folder, "text_encoder")
+    )
+    norms = {n: t for n, t in build(path, "text_encoder").named_parameters() if n.endswith("norm.weight")}
+    assert norms and all(torch.equal(t, tensors[n].float()) for n, t in norms.items())
+
+
+def test_a_gguf_text_encoder_s_own_constants(tmp_path):
+    from candela.checkpoints.opening import parts_at
+
+    shapes = layouts.named(layouts.encoder("qwen3"), lambda tensors: layouts.llama_cpp(tensors, 0))
+
+    def written(name, architecture="qwen3", **metadata):
+        return layouts.hollow_gguf(tmp_path / f"{name}.gguf", architecture, shapes, "Q8_0", metadata)
+
+    assert parts_at(str(written("plain")))["text_encoder"].config["rope_parameters"]["rope_theta"] == 1e6
+    longer = written("longer", **{"qwen3.rope.freq_base": 5e6})
+    assert parts_at(str(longer))["text_encoder"].config["rope_parameters"]["rope_theta"] == 5e6
+    scaled = written("scaled", **{"qwen3.rope.scaling.type": "yarn"})
+    with pytest.raises(MismatchedModel, match="positions are scaled"):
+        parts_at(str(scaled))
+    assert "text_encoder" not in parts_at(str(written("vision", architecture="qwen3vl")))
+
+
+def test_an_autoencoder_with_what_training_left_over(tmp_path):
+    tensors = layouts.vae(layouts.tensors_of(DEMO_FOLDER, "vae"))
+    tensors |= {"model_ema.decay": torch.ones(()), "model_ema.num_updates": torch.zeros((), dtype=torch.int32)}
+    build(
+        layouts.write_safetensors(tmp_path / "vae.safetensors", tensors, layouts.configs_of(DEMO_FOLDER, "vae")), "vae"
+    )
+
+
+NAMES = {
+    "z_image_turbo_bf16.safetensors": ({"modelspec.architecture": "z-image"}, "turbo"),
+    "model-Q8_0.gguf": ({"general.basename": "Z-Image", "general.finetune": "Turbo"}, "turbo"),
+    "z_image_de_turbo_v1.safetensors": ({}, "base"),
+    "z_image_bf16.safetensors": ({}, "base"),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_turbo_or_base_by_every_name_there_is(name, tmp_path):
+    from candela.checkpoints.headers import Header
+    from candela.checkpoints.variants import variant_of
+
+    metadata, variant = NAMES[name]
+    assert variant_of("z-image", tmp_path / name, Header(tmp_path / name, "", 0, {}, metadata)).name == variant
+
+
+def test_another_scheduler_and_the_wrong_folders_are_named(split, tiny_models, tmp_path):
+    scheduler = tmp_path / "scheduler"
+    scheduler.mkdir()
+    (scheduler / "scheduler_config.json").write_text('{"_class_name": "EulerDiscreteScheduler"}')
+    from candela.families import family_of
+
+    with pytest.raises(MismatchedModel, match=r"is sampled with a FlowMatchEuler.*this is a EulerDiscreteScheduler"):
+        family_of(read_checkpoint(f"{split},scheduler={scheduler}"))
+    with pytest.raises(MismatchedModel, match="a Qwen3Model, not a vae"):
+        read_checkpoint(f"transformer=demo,text_encoder=demo,vae={DEMO_FOLDER / 'text_encoder'}")
+    with pytest.raises(ModelNotFound, match="there is no folder /nowhere"):
+        read_checkpoint("transformer=demo,text_encoder=demo,vae=demo,tokenizer=/nowhere")
+    with pytest.raises(MismatchedModel, match=r"no tokenizer_config\.json"):
+        read_checkpoint(f"transformer=demo,text_encoder=demo,vae=demo,tokenizer={DEMO_FOLDER / 'vae'}")
+
+
+def test_a_broken_model_in_the_hub_cache_stops_nothing(split, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    snapshot = tmp_path / "models--stabilityai--sdxl-turbo" / "snapshots" / "1"
+    snapshot.mkdir(parents=True)
+    index = {"_class_name": "StableDiffusionXLPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}
+    (snapshot / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(MismatchedModel, match="brings no tokenizer"):
+        read_checkpoint(split.partition(",tokenizer=")[0])
+
+
+def test_gemma_s_embedding_stays_packed():
+    from candela.checkpoints.packed import QuantizedEmbedding
+
+    table = torch.randn(261, 32, generator=torch.Generator().manual_seed(1))
+    from transformers.models.gemma.modeling_gemma import GemmaTextScaledWordEmbedding
+
+    from candela.checkpoints.filling import _place
+    from candela.checkpoints.packed import GGUFBlocks
+
+    holder = torch.nn.Module()
+    holder.embed = GemmaTextScaledWordEmbedding(261, 32, 0, embed_scale=32**0.5)
+    data, kind = layouts.quantized(table, "Q8_0")
+    packed = GGUFBlocks((261, 32), torch.from_numpy(data), kind.name)
+    holder.embed.weight.data.copy_(packed.dense(torch.float32))
+    ids = torch.tensor([[3, 7, 260]])
+    wanted = holder.embed(ids)
+    _place(holder, "embed.weight", packed, torch.device("cpu"), torch.float32)
+    assert isinstance(holder.embed, QuantizedEmbedding)
+    assert torch.equal(holder.embed(ids), wanted)
