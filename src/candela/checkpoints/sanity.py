@@ -14,7 +14,7 @@ from candela.errors import DamagedFile
 LIMITS = (
     (r"theta|token|_ids?$|factor|seed", 2**53),  # stand for themselves: nothing is built in their number
     (r"layers|blocks|depth", 1000),
-    (r"vocab|position|length|window|seq", 2**21),
+    (r"vocab|position|length|seq", 2**21),
     (r"", 2**16),
 )
 LONGEST_LIST = 5000
