@@ -144,7 +144,10 @@ def test_matrix(form, family, references, tmp_path):
     assert cosine > next(least for least, forms in LEAST.items() if form in forms)
 
 
-def test_every_cell_is_green(capsys):
+def test_every_cell_is_green(capsys, request):
+    chosen = sum(item.name.startswith("test_matrix[") for item in request.session.items)
+    if chosen < len(FORMATS) * len(NAMES):
+        pytest.skip(f"{chosen} of {len(FORMATS) * len(NAMES)} cells were chosen to run")
     assert len(TABLE) == len(FORMATS) * len(NAMES), "a cell above has failed, or was not run"
     with capsys.disabled():
         print("\n\none denoising step, cosine with the reference")

@@ -55,10 +55,12 @@ def test_a_gguf_text_encoder_brings_its_tokenizer(split, tmp_path, star_pixels):
     assert pixels(engine.generate(STAR).images[0]) == star_pixels
 
 
-def test_a_sentencepiece_model_inside_the_weights_is_the_tokenizer(tmp_path, tiny_models):
-    """As in ComfyUI's gemma_2_2b files."""
+@pytest.fixture(scope="module")
+def sentencepiece_model(tmp_path_factory) -> bytes:
+    """A small vocabulary with Gemma's options."""
     import sentencepiece
 
+    tmp_path = tmp_path_factory.mktemp("sentencepiece")
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("\n".join(f"a red star number {k} on a blue background" for k in range(50)))
     sentencepiece.SentencePieceTrainer.train(
@@ -66,7 +68,34 @@ def test_a_sentencepiece_model_inside_the_weights_is_the_tokenizer(tmp_path, tin
         pad_id=0, eos_id=1, bos_id=2, unk_id=3, model_type="bpe", minloglevel=2,
         add_dummy_prefix=False, normalization_rule_name="identity", remove_extra_whitespaces=False,
     )  # fmt: skip
-    model = (tmp_path / "m.model").read_bytes()
+    return (tmp_path / "m.model").read_bytes()
+
+
+@pytest.mark.parametrize("architecture", ["gemma", "gemma2"])
+def test_a_gemma_gguf_has_the_tokenizer_of_its_sentencepiece_model(architecture, sentencepiece_model, tmp_path):
+    import sentencepiece
+
+    from candela.checkpoints.tokenizers import load_tokenizer
+
+    model = sentencepiece.SentencePieceProcessor(model_proto=sentencepiece_model)
+    pieces = range(model.get_piece_size())
+    kinds = [3 if model.is_control(k) else 2 if model.is_unknown(k) else 6 if model.is_byte(k) else 1 for k in pieces]
+    metadata = {
+        "tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": [model.id_to_piece(k) for k in pieces],
+        "tokenizer.ggml.scores": [float(model.get_score(k)) for k in pieces], "tokenizer.ggml.token_type": kinds,
+        "tokenizer.ggml.bos_token_id": 2, "tokenizer.ggml.eos_token_id": 1, "tokenizer.ggml.unknown_token_id": 3,
+        "tokenizer.ggml.padding_token_id": 0, "tokenizer.ggml.add_bos_token": True,
+    }  # fmt: skip
+    path = layouts.write_gguf(tmp_path / "gemma.gguf", architecture, {"a": torch.zeros(4)}, "F32", metadata)
+    ids = load_tokenizer(path)("a red star on blue").input_ids
+    assert ids == [2, *model.encode("a red star on blue")]
+
+
+def test_a_sentencepiece_model_inside_the_weights_is_the_tokenizer(sentencepiece_model, tmp_path, tiny_models):
+    """As in ComfyUI's gemma_2_2b files."""
+    import sentencepiece
+
+    model = sentencepiece_model
     folder = tiny_models["lumina-image-2"]
     tensors = layouts.hugging_face(layouts.tensors_of(folder, "text_encoder"))
     tensors["spiece_model"] = torch.tensor(list(model), dtype=torch.uint8)
