@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from candela.checkpoints.architectures import ARCHITECTURES
 from candela.checkpoints.architectures.text_encoders import known_as
 from candela.checkpoints.checkpoint import Checkpoint, Part
 from candela.checkpoints.contents import Contents, Found, read_contents
 from candela.checkpoints.folder import read_component, read_folder
 from candela.checkpoints.headers import Header, read_header
 from candela.checkpoints.lora.file import lora_of
+from candela.checkpoints.opening import kind_of
 from candela.checkpoints.resemblance import Resemblance, nearest
 from candela.checkpoints.sanity import number
 from candela.checkpoints.variants import variant_of
@@ -205,8 +207,8 @@ def _part(name: str, part: Part) -> Component:
     kind = kind if isinstance(kind, str) else ""
     width = _text_width("text_encoder" if kind else "transformer", part.config)
     return Component(
-        component=name or part.class_name,
-        family=kind or part.class_name,
+        component=name or kind_of(part) or "component",
+        family=next((a.name for a in ARCHITECTURES if a.class_name == part.class_name), kind or part.class_name),
         class_name=part.class_name,
         precision=max(by_type, key=lambda dtype: by_type[dtype], default="empty"),
         parameters=sum(math.prod(tensor.shape) for tensor in stored),

@@ -124,11 +124,11 @@ def parts_at(place: str) -> dict[str, Part]:
     """
     source = _open("", place)
     if isinstance(source, Part):
-        return {_kind(source) or "text_encoder": source}
+        return {kind_of(source) or "text_encoder": source}
     return {name: part for name in NEEDED if (part := _part(source, name))}
 
 
-def _kind(part: Part) -> str:
+def kind_of(part: Part) -> str:
     """Which component a folder holds, by its class; empty where that does not tell."""
     kinds = {"Transformer": "transformer", "DiT": "transformer", "UNet": "transformer", "Autoencoder": "vae",
              "Scheduler": "scheduler", "Tokenizer": "tokenizer"}  # fmt: skip
@@ -151,7 +151,7 @@ def _open(component: str, place: str) -> Contents | Checkpoint | Part:
 
 def _part(source: Contents | Checkpoint | Part, component: str) -> Part | None:
     if isinstance(source, Part):
-        return source if _kind(source) in (component, "") else None
+        return source if kind_of(source) in (component, "") else None
     if isinstance(source, Checkpoint):
         return source.parts.get(component)
     found = source.get(component)
