@@ -76,8 +76,9 @@ def fit(lora: LoraFile, architecture: Architecture, sizes: Sizes, family: str) -
         )
     if absent:
         raise MismatchedModel(
-            f"{lora.path}: {len(absent)} of its {len(lora.modules)} modules are not in this {family} ({some(absent)}), "
-            f"so it was made for another model or another size of it. Choose a LoRA for {family}"
+            f"{lora.path}: {len(absent)} of its {len(lora.modules)} modules are not in this {family} as linear "
+            f"layers ({some(absent)}): it was made for another model or size, or changes norms, which are not applied. "
+            f"Choose a LoRA for {family}"
         )
     _refuse_text(lora)
     if lora.unknown:
