@@ -12,7 +12,7 @@ from candela.errors import DamagedFile
 
 # The most that a number may be, by a word in its name; the first that fits. Real ones stay ten times below.
 LIMITS = (
-    (r"theta|token|_ids?$|factor|seed", 2**53),  # stand for themselves: nothing is built in their number
+    (r"theta|token|_ids?$|factor|seed|window", 2**53),  # stand for themselves: nothing is built in their number
     (r"layers|blocks|depth", 1000),
     (r"vocab|position|length|seq", 2**21),
     (r"", 2**16),
