@@ -157,7 +157,7 @@ def test_all_in_one(shelf):
         "vae": ("autoencoder", "the authors', below vae."),
     }
     assert identity.rest == ()
-    assert fit([shelf("lumina_2.safetensors")]).complete
+    assert fit(shelf("lumina_2.safetensors")).missing == ("tokenizer",)
 
 
 def test_folders_and_their_components():
@@ -203,8 +203,17 @@ WHOLE = [
 @pytest.mark.parametrize("names", WHOLE, ids=lambda names: names[0])
 def test_files_that_form_a_model(names, shelf):
     fitting = fit([shelf(name) for name in names])
-    assert fitting.complete, fitting.problem
-    assert fit([shelf(name) for name in names[:2]]).missing == ("vae",)
+    assert not fitting.problem
+    brings_words = names[1].endswith(".gguf")
+    assert fitting.missing == (() if brings_words else ("tokenizer",)) and fitting.complete == brings_words
+    assert fit([shelf(name) for name in names[:2]]).missing[:1] == ("vae",)
+
+
+def test_a_lora_among_the_files(shelf):
+    model = [shelf(name) for name in WHOLE[0]]
+    assert fit([*model, shelf("some_lora.safetensors")]).complete
+    lumina = fit([shelf("lumina_next.safetensors"), shelf("some_lora.safetensors")])
+    assert "is a LoRA for z-image; the model is lumina-next" in lumina.problem
 
 
 # transformer, text encoder, VAE, and what the message must say: the file, what was found and expected, what to do.

@@ -43,6 +43,25 @@ def test_parts_of_a_folder_and_files_mix(split, star_pixels):
     assert pixels(Engine.load("transformer=demo,text_encoder=demo,vae=demo").generate(STAR).images[0]) == star_pixels
 
 
+def test_a_model_with_another_part(split, tmp_path, star_pixels):
+    spec = f"demo,vae={place(split, 'vae')}"
+    engine = Engine.load(spec)
+    assert engine.components.vae.config.scaling_factor and pixels(engine.generate(STAR).images[0]) == star_pixels
+    whole = layouts.export(DEMO_FOLDER, tmp_path / "all=in,one", "z-image", "all-in-one")
+    file = whole.split(",text_encoder=")[0].removeprefix("transformer=")
+    engine = Engine.load(f"{file},tokenizer={TOKENIZER}")
+    assert pixels(engine.generate(STAR).images[0]) == star_pixels
+
+
+def test_a_model_is_named_so_that_it_is_found_from_any_folder(split, monkeypatch):
+    from pathlib import Path
+
+    folder = Path(place(split, "transformer")).parent
+    monkeypatch.chdir(folder)
+    checkpoint = read_checkpoint("transformer=z_image_turbo_bf16.safetensors,text_encoder=demo,vae=demo")
+    assert checkpoint.name == f"transformer={folder / 'z_image_turbo_bf16.safetensors'},text_encoder=demo,vae=demo"
+
+
 def test_a_gguf_text_encoder_brings_its_tokenizer(split, tmp_path, star_pixels):
     tensors = layouts.llama_cpp(layouts.tensors_of(DEMO_FOLDER, "text_encoder"), 0)
     metadata = layouts.configs_of(DEMO_FOLDER, "text_encoder") | layouts.gguf_tokenizer(DEMO_FOLDER)

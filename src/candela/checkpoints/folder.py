@@ -95,7 +95,9 @@ def read_component(path: Path, name: str) -> Part:
     config_file = path / ("scheduler_config.json" if name == "scheduler" else "config.json")
     if not config_file.is_file():
         kind, found = name or "model", ", ".join(sorted(p.name for p in path.iterdir())[:6]) or "nothing"
-        raise MismatchedModel(f"{path} is no {kind} folder: it has no {config_file.name} (it holds: {found})")
+        files = any(p.suffix.lower() in (".safetensors", ".gguf") for p in path.iterdir())
+        advice = ". Give the weight files in it, each by itself" if files else ""
+        raise MismatchedModel(f"{path} is no {kind} folder: it has no {config_file.name} (it holds: {found}){advice}")
     config = read_json(config_file)
     architectures = config.get("architectures")
     class_name = config.get("_class_name") or (

@@ -2,7 +2,7 @@
 
 A model is a catalogue name, a folder in diffusers layout, the id of a hub repository already on disk, one weight file,
 or its components one by one: `transformer=FILE,text_encoder=FILE,vae=FILE`, where each may be a weight file, a
-component's folder, or a model that has one.
+component's folder, or a model that has one. `MODEL,vae=FILE` is a model with another part.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from candela.errors import CheckpointError, MismatchedModel, ModelNotFound
 
 NEEDED = ("transformer", "text_encoder", "vae")
 COMPONENTS = (*NEEDED, "tokenizer", "scheduler")
+TOKENIZERS = {"z-image": "Tongyi-MAI/Z-Image-Turbo", "lumina-image-2": "Alpha-VLLM/Lumina-Image-2.0",
+              "lumina-next": "Alpha-VLLM/Lumina-Next-SFT-diffusers"}  # fmt: skip
 WEIGHT_FILES = (".safetensors", ".sft", ".gguf")
 
 
@@ -47,14 +49,16 @@ def components(model: str) -> dict[str, str] | None:
     Raises:
         ModelNotFound: a component that there is not, twice the same, or one that names nothing.
     """
-    if re.match(r"\s*\w+=", model) and not Path(model).exists():
-        pairs = [pair.partition("=") for pair in re.split(r",(?=\s*\w+=)", model)]
+    first, *others = re.split(rf",(?=\s*(?:{'|'.join(COMPONENTS)})=)", model)
+    listed = re.match(r"\s*\w+=", first) and not os.path.exists(first)
+    if (listed or others) and not os.path.exists(model):
+        pairs = [pair.partition("=") for pair in ([first, *others] if listed else others)]
         places = {key.strip(): value.strip() for key, _, value in pairs}
         unknown = [key for key in places if key not in COMPONENTS]
         if unknown or len(places) != len(pairs) or not all(places.values()):
             wrong = f"{unknown[0]!r} is no component" if unknown else "a component is given twice, or as nothing"
             raise ModelNotFound(f"{model!r}: {wrong}. Give each of {', '.join(COMPONENTS)} at most once, as NAME=PATH")
-        return places
+        return places if listed else dict.fromkeys(NEEDED, first.strip()) | places
     path = Path(model).expanduser()
     try:
         is_file = path.is_file()
@@ -109,11 +113,24 @@ def _assembled(name: str, places: dict[str, str]) -> Checkpoint:
     if "scheduler" not in parts:
         parts["scheduler"] = _scheduler(source, architecture.name, variant)
     if "tokenizer" not in parts:
-        parts["tokenizer"] = _tokenizer(parts["text_encoder"], opened, places, architecture.name)
+        parts["tokenizer"] = tokenizer_of(
+            opened[places.get("text_encoder", places.get("", ""))], parts["text_encoder"], architecture.name
+        )
     told = isinstance(source, Checkpoint) or "scheduler" in places  # its scheduler, then, says which one it is
+    name = ",".join(f"{component}={_absolute(place)}" for component, place in places.items() if component)
     return Checkpoint(
-        name, transformer.path, variant.pipeline, parts, defaults, assumed="" if told else variant.assumed
+        name or _absolute(places[""]),
+        transformer.path,
+        variant.pipeline,
+        parts,
+        defaults,
+        assumed="" if told else variant.assumed,
     )
+
+
+def _absolute(place: str) -> str:
+    """The same from any folder: a picture's record names the model so."""
+    return os.path.abspath(os.path.expanduser(place)) if os.path.exists(os.path.expanduser(place)) else place
 
 
 def parts_at(place: str) -> dict[str, Part]:
@@ -191,16 +208,13 @@ def _scheduler(source: Contents | Checkpoint | Part, family: str, variant: Varia
     return Part(path, "diffusers", "FlowMatchEulerDiscreteScheduler", config)
 
 
-def _tokenizer(
-    text_encoder: Part, opened: dict[str, Contents | Checkpoint | Part], places: dict[str, str], family: str
-) -> Part:
+def tokenizer_of(source: Contents | Checkpoint | Part, text_encoder: Part, family: str) -> Part:
     """The text encoder's own: beside it in a diffusers folder, inside its file, or that of a whole model of the same
     family on this machine.
 
     Raises:
         MismatchedModel: none of them.
     """
-    source = opened[places.get("text_encoder", places.get("", ""))]
     if isinstance(source, Checkpoint) and "tokenizer" in source.parts:
         return source.parts["tokenizer"]
     if isinstance(source, Contents):
@@ -221,7 +235,7 @@ def _tokenizer(
             if same and alike and same.class_name == text_encoder.class_name and "tokenizer" in folder.parts:
                 return folder.parts["tokenizer"]
     raise MismatchedModel(
-        f"{text_encoder.path} brings no tokenizer. Add tokenizer=FOLDER: the tokenizer folder of any {family} model "
-        "(tokenizer.json, or vocab.json and merges.txt, and tokenizer_config.json). A GGUF text encoder "
-        "has it inside"
+        f"{text_encoder.path} brings no tokenizer. Add ,tokenizer=FOLDER to the model: the tokenizer folder of any "
+        f"{family} model. To download one: hf download {TOKENIZERS.get(family, '')} --include 'tokenizer/*' (it prints "
+        "the folder; add /tokenizer). A GGUF text encoder has it inside"
     )

@@ -21,7 +21,10 @@ def run(paths: list[str], as_json: bool) -> int:
             identities.append(identify(path))
         except CheckpointError as error:
             failures.append((path, error))
-    bad = any(identity.kind == "unknown" or any(c.problem for c in identity.components) for identity in identities)
+    refused = any(i.lora and (i.lora.text_encoder_tensors or i.lora.unknown_tensors) for i in identities)
+    bad = refused or any(
+        identity.kind == "unknown" or any(c.problem for c in identity.components) for identity in identities
+    )
     code = 2 if failures or bad else 0
     files = [asdict(identity) for identity in identities]
     report: dict[str, Any] = {
@@ -63,13 +66,13 @@ def described(identity: Identity) -> str:
         lines += _lines(component)
     if identity.lora:
         lora = identity.lora
-        ranks = ", ".join(map(str, lora.ranks)) or "none"
+        ranks = ", ".join(map(str, lora.ranks)) or "of whole factors"
         lines.append(f"  {'LoRA':14}for {lora.family or 'a model that its names do not tell'}, {', '.join(lora.kinds)}")
         lines.append(f"  {'':14}rank {ranks}, {lora.modules} modules ({_some(lora.some)}, ...)")
         lines.append(f"  {'':14}names: {f'below {lora.naming}' if lora.naming else 'bare'}")
         if lora.text_encoder_tensors:
             lines.append(
-                f"  {'problem':14}{lora.text_encoder_tensors} tensors are for a text encoder: not applied here"
+                f"  {'problem':14}{lora.text_encoder_tensors} tensors are for a text encoder: the file will be refused"
             )
     if identity.kind == "unknown":
         lines += _unknown(identity)
