@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -38,3 +40,11 @@ def test_every_workflow_has_its_api_form_and_a_thumbnail():
         assert (ROOT / "example_workflows" / f"{name}.jpg").is_file()
         api = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text())
         assert all({"class_type", "inputs"} <= node.keys() for node in api.values())
+
+
+def test_a_script_beside_a_clone_imports_the_package(tmp_path):
+    (tmp_path / "candela").symlink_to(ROOT)
+    script = "import candela, candela.engine; from candela import Request; print(candela.__version__, candela.__file__)"
+    run = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split()[0] == candela.__version__ and "src" in run.stdout
