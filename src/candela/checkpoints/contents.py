@@ -205,5 +205,5 @@ def _is_really(found: Found) -> bool:
     if header.format == "gguf" and LANGUAGE_MODELS.match(name):
         return name == architecture.name
     told = "text_encoder" in config_metadata(header) or (header.path.parent / "config.json").is_file()
-    words = found.shapes.get("embed_tokens.weight", (0,))[0]
-    return told or words >= architecture.least_words
+    shape = found.shapes.get("embed_tokens.weight", ())
+    return told or (len(shape) > 0 and shape[0] >= architecture.least_words)
