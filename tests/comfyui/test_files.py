@@ -78,6 +78,25 @@ def test_a_transformer_alone_says_what_to_choose(server, files):
     assert "z-image transformer" in run.error and "text_encoder and vae of the Load node" in run.error
 
 
+def test_a_whole_file_with_another_vae(server, files):
+    """And without one: the model's own parts are those of the file."""
+    parts = ("transformer", "text_encoder", "vae")
+    transformer = layouts.z_image(layouts.tensors_of(DEMO_FOLDER, "transformer"))
+    tensors = {f"model.diffusion_model.{n}": t for n, t in transformer.items()}
+    tensors |= {f"vae.{n}": t for n, t in layouts.vae(layouts.tensors_of(DEMO_FOLDER, "vae")).items()}
+    metadata = layouts.configs_of(DEMO_FOLDER, *parts)
+    layouts.write_safetensors(files / "checkpoints" / "z_image_turbo.safetensors", tensors, metadata)
+    plain = server.run(graphs.text_to_image(seed=7))
+    for vae in ("the model's own", "ae.safetensors"):
+        run = server.run(from_parts("checkpoints/z_image_turbo.safetensors", vae=vae))
+        assert run.ok, run.error
+        assert np.array_equal(rgb(run.pictures["5"][0]), rgb(plain.pictures["5"][0]))
+    run = server.run(from_parts("demo", text_encoder="the model's own"))
+    assert run.ok, run.error
+    run = server.run(from_parts("diffusion_models/z_image_turbo.gguf", vae="the model's own"))
+    assert "text_encoder and vae of the Load node" in run.error
+
+
 def test_the_famous_mistake_is_told_in_widths(server, files):
     run = server.run(from_parts("diffusion_models/z_image_turbo.gguf", text_encoder="gemma-2-2b.gguf"))
     assert "gives 2304 (Gemma-2-2B)" in run.error, run.error

@@ -30,7 +30,7 @@ def configuration(found: Found) -> dict[str, Any]:
         )
     try:
         sizes = architecture.sizes(found.shapes)
-        given = _given(found)
+        given = given_configuration(found)
         config = given or architecture.config(found.shapes)
     except (KeyError, IndexError, ValueError, ZeroDivisionError, OverflowError) as error:
         raise MismatchedModel(
@@ -54,7 +54,7 @@ def configuration(found: Found) -> dict[str, Any]:
     return config | (_of_gguf(found.header, config) if found.header.format == "gguf" else {})
 
 
-def _given(found: Found) -> dict[str, Any]:
+def given_configuration(found: Found) -> dict[str, Any]:
     """What the file, or the file beside it, says; empty where neither does."""
     given = config_metadata(found.header).get(found.architecture.component)
     beside = found.header.path.parent / "config.json"

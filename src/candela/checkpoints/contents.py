@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from candela.checkpoints.architectures import ARCHITECTURES, Architecture
-from candela.checkpoints.configuration import config_metadata, configuration
+from candela.checkpoints.configuration import configuration, given_configuration
 from candela.checkpoints.headers import Header, StoredTensor, read_header
 from candela.errors import DamagedFile
 
@@ -204,6 +204,5 @@ def _is_really(found: Found) -> bool:
     name = str(header.metadata.get("general.architecture"))
     if header.format == "gguf" and LANGUAGE_MODELS.match(name):
         return name == architecture.name
-    told = "text_encoder" in config_metadata(header) or (header.path.parent / "config.json").is_file()
     shape = found.shapes.get("embed_tokens.weight", ())
-    return told or (len(shape) > 0 and shape[0] >= architecture.least_words)
+    return bool(given_configuration(found)) or (len(shape) > 0 and shape[0] >= architecture.least_words)

@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 
 from candela.checkpoints.architectures import TRANSFORMERS
-from candela.checkpoints.catalogue import find, installed
+from candela.checkpoints.catalogue import CATALOGUE, find, installed
 from candela.checkpoints.checkpoint import Checkpoint, Part
 from candela.checkpoints.configuration import config_metadata
 from candela.checkpoints.contents import Contents, Found, read_contents
@@ -24,8 +24,8 @@ from candela.errors import CheckpointError, MismatchedModel, ModelNotFound
 
 NEEDED = ("transformer", "text_encoder", "vae")
 COMPONENTS = (*NEEDED, "tokenizer", "scheduler")
-TOKENIZERS = {"z-image": "Tongyi-MAI/Z-Image-Turbo", "lumina-image-2": "Alpha-VLLM/Lumina-Image-2.0",
-              "lumina-next": "Alpha-VLLM/Lumina-Next-SFT-diffusers"}  # fmt: skip
+# The catalogue's model from which a family's tokenizer may be taken.
+TOKENIZERS = {"z-image": "z-image-turbo", "lumina-image-2": "lumina-image-2", "lumina-next": "lumina-next-sft"}
 WEIGHT_FILES = (".safetensors", ".sft", ".gguf")
 
 
@@ -234,8 +234,9 @@ def tokenizer_of(source: Contents | Checkpoint | Part, text_encoder: Part, famil
             alike = same and same.config.get("vocab_size") == text_encoder.config.get("vocab_size")
             if same and alike and same.class_name == text_encoder.class_name and "tokenizer" in folder.parts:
                 return folder.parts["tokenizer"]
+    repository = CATALOGUE[TOKENIZERS[family]].repository
     raise MismatchedModel(
         f"{text_encoder.path} brings no tokenizer. Add ,tokenizer=FOLDER to the model: the tokenizer folder of any "
-        f"{family} model. To download one: hf download {TOKENIZERS.get(family, '')} --include 'tokenizer/*' (it prints "
-        "the folder; add /tokenizer). A GGUF text encoder has it inside"
+        f"{family} model. To download one: hf download {repository} --include 'tokenizer/*' (it prints the folder; add "
+        "/tokenizer). A GGUF text encoder has it inside"
     )

@@ -22,6 +22,8 @@ DTYPES = {
 KNOWN_FORMATS = {
     "fp8": ("fp8", "float8_e4m3fn", "float8_e5m2", "mxfp8"), "int8": ("int8", "int8_tensorwise"), "nvfp4": ("nvfp4",),
 }  # fmt: skip
+# Length of a block, and the kind of float that its scale is.
+BLOCKS = {"nvfp4": (16, torch.float8_e4m3fn), "mxfp8": (32, torch.float8_e8m0fnu)}
 MAX_MARKER = 65_536  # bytes of what describes how one layer is quantised
 
 
@@ -81,14 +83,7 @@ def _weight(
     if scheme == "plain":
         return values
     if found.header.format == "gguf":
-        if tensor.dtype in DTYPES:
-            return values
-        if not readable(tensor.dtype):
-            raise MismatchedModel(
-                f"{found.header.path}: the weight {name!r} is stored as {tensor.dtype}, which the gguf package does "
-                "not read. Take Q8_0 or another usual type of the same model"
-            )
-        return GGUFBlocks((values.shape[:-1].numel(), tensor.shape[-1]), values.flatten(0, -2), tensor.dtype)
+        return values if tensor.dtype in DTYPES else _ggml(found, name, values)
     described = companion("comfy_quant")
     own = base.rstrip(".")
     layer = layers.get(found.prefix + own) or layers.get(own) or {}
@@ -109,20 +104,8 @@ def _weight(
             f"{found.header.path}: the weight {name!r} is quantised as {str(kind)[:40]!r}, and how that is to be read "
             "is not known here. Take a GGUF, fp8 or bf16 file of the same model"
         )
-    if kind == "mxfp8" or (scheme == "nvfp4"):
-        if scale is None:
-            raise DamagedFile(f"{found.header.path}: the weight {name!r} has no scales. Download it again")
-        per_block = 16 if scheme == "nvfp4" else 32
-        columns = columns * 2 if scheme == "nvfp4" else columns
-        second = companion("weight_scale_2") if scheme == "nvfp4" else torch.ones(1)
-        assert second is not None  # the scheme says so
-        if columns % per_block or second.numel() != 1:
-            raise DamagedFile(
-                f"{found.header.path}: the weight {name!r} has {columns} columns in blocks of {per_block}, and "
-                f"{second.numel()} scales for all of it. Download it again"
-            )
-        blocks = untiled(_block_scale(scale, kind), rows, columns // per_block)
-        return BlockScaled((rows, columns), values, blocks, second.float().reshape(1))
+    if kind in BLOCKS:
+        return _in_blocks(found, name, values, BLOCKS[kind], scale, companion("weight_scale_2"))
     if scale is None:
         scale = torch.ones(1)
     if scale.numel() not in (1, rows):
@@ -140,10 +123,35 @@ def _weight(
     return Scaled((rows, columns), values, scale.float().reshape(-1, 1), rotation)
 
 
-def _block_scale(scale: torch.Tensor, kind: str) -> torch.Tensor:
-    """Stored as bytes by some programs, as the float that it is by others; -> that float."""
-    own = torch.float8_e8m0fnu if kind == "mxfp8" else torch.float8_e4m3fn
-    return scale.view(own) if scale.element_size() == 1 else scale
+def _ggml(found: Found, name: str, values: torch.Tensor) -> GGUFBlocks:
+    """`values` uint8 [..., bytes per row]."""
+    tensor = found.tensors[name]
+    if not readable(tensor.dtype):
+        raise MismatchedModel(
+            f"{found.header.path}: the weight {name!r} is stored as {tensor.dtype}, which the gguf package does not "
+            "read. Take Q8_0 or another usual type of the same model"
+        )
+    return GGUFBlocks((values.shape[:-1].numel(), tensor.shape[-1]), values.flatten(0, -2), tensor.dtype)
+
+
+def _in_blocks(
+    found: Found, name: str, values: torch.Tensor, block: tuple[int, torch.dtype],
+    scale: torch.Tensor | None, second: torch.Tensor | None,
+) -> BlockScaled:  # fmt: skip
+    """`values` [rows, columns], or half as many columns of uint8; `block` how long its blocks are, and of which kind
+    their scales, stored as bytes by some programs; `second` is the scale of the whole matrix."""
+    rows, columns = values.shape
+    columns = columns * 2 if values.dtype == torch.uint8 else columns
+    length, kind = block
+    second = torch.ones(1) if second is None else second
+    if scale is None or columns % length or second.numel() != 1:
+        raise DamagedFile(
+            f"{found.header.path}: the weight {name!r} has {columns} columns in blocks of {length}, "
+            f"{'no' if scale is None else scale.numel()} scales for them, and {second.numel()} for all of it. "
+            "Download it again"
+        )
+    blocks = untiled(scale.view(kind) if scale.element_size() == 1 else scale, rows, columns // length)
+    return BlockScaled((rows, columns), values, blocks, second.float().reshape(1))
 
 
 def _layers(header: Header) -> dict[str, dict]:

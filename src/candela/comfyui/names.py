@@ -40,9 +40,7 @@ def listed_parts(component: str) -> list[str]:
 def chosen(model: str, text_encoder: str = OWN, vae: str = OWN) -> str:
     """The three choices of the Load node as one name, for the functions below."""
     parts = {"text_encoder": text_encoder, "vae": vae}
-    if all(part == OWN for part in parts.values()):
-        return model
-    return ",".join([f"transformer={model}", *(f"{c}={model if p == OWN else p}" for c, p in parts.items())])
+    return ",".join([model, *(f"{component}={part}" for component, part in parts.items() if part != OWN)])
 
 
 def location(name: str) -> str:
@@ -53,17 +51,17 @@ def location(name: str) -> str:
         MismatchedModel: a file without the rest of a model.
     """
     places = _places(name)
-    if set(places) == {""} and not Path(places[""]).is_file():
+    if "" in places and not Path(places[""]).is_file():
         return places[""]
     if "" in places:
-        contents = read_contents(Path(places[""]))
-        if contents.get("transformer") and not (contents.get("text_encoder") and contents.get("vae")):
-            held = " and ".join(f"a {found.title}" for found in contents.found)
-            raise MismatchedModel(
-                f"{name} holds {held}, and a model needs a transformer, a text encoder and a VAE. Choose the others in "
-                "text_encoder and vae of the Load node"
-            )
         places = dict.fromkeys(NEEDED, places[""])
+    model = places.get("transformer", "")
+    held = read_contents(Path(model)) if Path(model).is_file() else None
+    if held and held.get("transformer") and any(places.get(c) == model and not held.get(c) for c in NEEDED):
+        raise MismatchedModel(
+            f"{name} holds {' and '.join(f'a {found.title}' for found in held.found)}, and a model needs a "
+            "transformer, a text encoder and a VAE. Choose the others in text_encoder and vae of the Load node"
+        )
     if tokenizer := _qwen_tokenizer(Path(places.get("text_encoder", ""))):
         places["tokenizer"] = tokenizer
     return ",".join(f"{component}={place}" for component, place in places.items())
@@ -71,7 +69,7 @@ def location(name: str) -> str:
 
 def _places(name: str) -> dict[str, str]:
     """Where each component that `name` names lies; under "" for a whole model."""
-    split = components(name) if re.match(r"\s*\w+=", name) else None
+    split = components(name) if re.search(r"(^|,)\s*\w+=", name) else None
     return {component: _place(component, value) for component, value in (split or {"": name}).items()}
 
 
@@ -79,7 +77,7 @@ def _place(component: str, name: str) -> str:
     folders = _folders()
     if name in folders:
         return str(folders[name])
-    if file := _files(component).get(name):
+    if file := (_files(component) | _files("")).get(name):  # a part may be the whole model's
         return file
     root = _roots()[0]
     if name in CATALOGUE or (re.fullmatch(r"[\w.-]+/[\w.-]+", name) and ".." not in name):
