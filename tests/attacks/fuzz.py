@@ -33,7 +33,8 @@ SHARED = Path("/dev/shm")  # in memory, where there is such a thing
 
 def target() -> Callable[[bytes], None]:
     """What is fuzzed: bytes -> everything that identify says of them. Only CandelaError may come out of it."""
-    from candela.checkpoints.contents import config_metadata, read_contents
+    from candela.checkpoints.configuration import config_metadata
+    from candela.checkpoints.contents import read_contents
     from candela.checkpoints.identity import identify
     from candela.checkpoints.lora.file import lora_of
     from candela.checkpoints.resemblance import describe
