@@ -41,6 +41,11 @@ _HOMES = {
     "GenerationError": "candela.errors",
     "OutOfMemory": "candela.errors",
     "OutputError": "candela.errors",
+    "InstallError": "candela.errors",
+    "SourceError": "candela.errors",
+    "WrongContent": "candela.errors",
+    "NoSpace": "candela.errors",
+    "Conflict": "candela.errors",
     "Cancelled": "candela.errors",
     "CandelaWarning": "candela.errors",
 }
@@ -63,13 +68,18 @@ if TYPE_CHECKING:
     from candela.errors import CandelaError as CandelaError
     from candela.errors import CandelaWarning as CandelaWarning
     from candela.errors import CheckpointError as CheckpointError
+    from candela.errors import Conflict as Conflict
     from candela.errors import DamagedFile as DamagedFile
     from candela.errors import GenerationError as GenerationError
+    from candela.errors import InstallError as InstallError
     from candela.errors import InvalidRequest as InvalidRequest
     from candela.errors import MismatchedModel as MismatchedModel
     from candela.errors import ModelNotFound as ModelNotFound
+    from candela.errors import NoSpace as NoSpace
     from candela.errors import OutOfMemory as OutOfMemory
     from candela.errors import OutputError as OutputError
+    from candela.errors import SourceError as SourceError
+    from candela.errors import WrongContent as WrongContent
     from candela.families import Conditioning as Conditioning
     from candela.record import Record as Record
     from candela.record import read_record as read_record

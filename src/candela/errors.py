@@ -9,6 +9,11 @@
     +-- GenerationError     the model produced what cannot be a picture (NaN or infinite latents)
     +-- OutOfMemory         the device or the machine has too little memory for the model or the request
     +-- OutputError         the picture cannot be written where it was asked for, or not be read back
+    +-- InstallError        something cannot be installed, verified or removed
+    |   +-- SourceError     a source of files cannot be reached, refuses, or does not have what was asked for
+    |   +-- WrongContent    a file is not the one that was published: another checksum or length
+    |   +-- NoSpace         the disk is full, or would be
+    |   +-- Conflict        a Python environment cannot take what is needed without changing what others need
     +-- Cancelled           the caller stopped the run; the engine stays usable
 
 CandelaWarning (a UserWarning) is for what works but not as its asker may think.
@@ -56,6 +61,26 @@ class OutputError(CandelaError):
 
 class CandelaWarning(UserWarning):
     """Something was asked for that has no effect."""
+
+
+class InstallError(CandelaError):
+    """Something cannot be installed, verified or removed. What was there before is there still."""
+
+
+class SourceError(InstallError):
+    """A source of files cannot be reached, refuses, or does not have what was asked for."""
+
+
+class WrongContent(InstallError):
+    """A file is not the one that was published: its checksum or its length is another."""
+
+
+class NoSpace(InstallError):
+    """The disk is full, or would be."""
+
+
+class Conflict(InstallError):
+    """A Python environment cannot take what is needed without changing what others need."""
 
 
 class Cancelled(CandelaError):

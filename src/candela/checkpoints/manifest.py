@@ -1,0 +1,184 @@
+"""What Candela installed on this machine, and what it knows of each file: one JSON file in the user's data folder.
+
+Uninstalling removes exactly what stands here as ours. `find` resolves catalogue names by it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from candela.errors import DamagedFile
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One file that a model consists of.
+
+    Attributes:
+        origin: owner/name@revision/path at the source.
+        ours: written by Candela; False where the user had it before.
+        bytes, mtime_ns: when its checksum was last compared; another value now means that it has to be compared again.
+        sha256: of the content. Empty while the file is being written.
+        checked: when, in UTC; empty while it never was.
+        evidence: whose checksum it was compared with: published (stands in Candela), hub, size only.
+    """
+
+    origin: str
+    ours: bool
+    bytes: int = 0
+    mtime_ns: int = 0
+    sha256: str = ""
+    checked: str = ""
+    evidence: str = ""
+
+    def unchanged(self, path: Path) -> bool:
+        """Is the file at `path` still the one that was checked, by its length and time of change?"""
+        try:
+            now = path.stat()
+        except OSError:
+            return False
+        return bool(self.sha256) and (now.st_size, now.st_mtime_ns) == (self.bytes, self.mtime_ns)
+
+
+@dataclass(frozen=True)
+class Installed:
+    """One model in one place.
+
+    Attributes:
+        root: the models folder that it was installed into.
+        source: where from, for people.
+        folder: of a model in diffusers layout; "" otherwise.
+        parts: component -> file or folder, of a model in split files.
+        files: keys of `Manifest.files`.
+        whole: everything has arrived.
+    """
+
+    model: str
+    precision: str
+    root: str
+    source: str
+    folder: str = ""
+    parts: dict[str, str] = field(default_factory=dict)
+    files: tuple[str, ...] = ()
+    whole: bool = False
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """The node pack in one ComfyUI.
+
+    Attributes:
+        folder: custom_nodes/candela.
+        python: ComfyUI's own.
+        files: path below `folder` -> sha256 of what was written.
+        packages: name -> version of what pip brought for it, newly installed.
+    """
+
+    comfyui: str
+    folder: str
+    python: str
+    version: str
+    files: dict[str, str] = field(default_factory=dict)
+    packages: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Manifest:
+    """Everything that is recorded. Paths are absolute.
+
+    Attributes:
+        models: later ones were installed later.
+        folders: that were created on the way, to be removed once they are empty.
+    """
+
+    models: list[Installed] = field(default_factory=list)
+    files: dict[str, Kept] = field(default_factory=dict)
+    folders: list[str] = field(default_factory=list)
+    nodes: list[Nodes] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        return {"version": VERSION, **dataclasses.asdict(self)}
+
+
+def home() -> Path:
+    """The user's data folder: CANDELA_HOME, else the platform's own (~/.local/share/candela,
+    ~/Library/Application Support/candela, %LOCALAPPDATA%\\candela)."""
+    if chosen := os.environ.get("CANDELA_HOME"):
+        return Path(chosen).expanduser().absolute()
+    import platformdirs
+
+    return platformdirs.user_data_path("candela", appauthor=False)
+
+
+def read_manifest() -> Manifest:
+    """The manifest as it is now; an empty one where nothing was installed.
+
+    Raises:
+        DamagedFile: there is one, and it cannot be read.
+    """
+    path = home() / "manifest.json"
+    try:
+        value = json.loads(path.read_text("utf-8"))
+        if value["version"] != VERSION:
+            raise ValueError(f"version {value['version']}; this Candela reads {VERSION}")
+        return Manifest(
+            [Installed(**{**entry, "files": tuple(entry["files"])}) for entry in value["models"]],
+            {name: Kept(**entry) for name, entry in value["files"].items()},
+            list(value["folders"]),
+            [Nodes(**entry) for entry in value["nodes"]],
+        )
+    except (FileNotFoundError, NotADirectoryError):
+        return Manifest()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedFile(
+            f"{path}, where Candela keeps what it installed, cannot be read ({error}). Put a copy back, or move it "
+            "away: the files stay, but `uninstall` will not know them"
+        ) from error
+
+
+@contextlib.contextmanager
+def changing_manifest() -> Iterator[Manifest]:
+    """The manifest, to be changed: nobody else changes it meanwhile; it is written whole, or not at all.
+
+    Raises:
+        DamagedFile: as `read_manifest`.
+    """
+    from filelock import FileLock
+
+    folder = home()
+    folder.mkdir(parents=True, exist_ok=True)
+    path, lock = folder / "manifest.json", folder / "manifest.lock"
+    with FileLock(lock):
+        manifest = read_manifest()
+        before = manifest.as_json()
+        yield manifest
+        after = manifest.as_json()
+        if after == Manifest().as_json():
+            path.unlink(missing_ok=True)
+        elif after != before:
+            _write(path, json.dumps(after, indent=1))
+        with contextlib.suppress(OSError):  # Windows keeps an open file; it does no harm
+            lock.unlink()
+
+
+def _write(path: Path, text: str) -> None:
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix="manifest.", suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
