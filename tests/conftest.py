@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here may touch the network
+os.environ["CANDELA_HOME"] = tempfile.mkdtemp(prefix="candela-tests-")  # what is installed here is nobody's business
 
 import hashlib
 import shutil

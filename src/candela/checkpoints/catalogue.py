@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from candela.checkpoints.manifest import Installed, read_manifest
 from candela.errors import ModelNotFound
 
 DEMO_FOLDER = Path(__file__).parent.parent / "demo" / "model"
@@ -37,10 +38,12 @@ CATALOGUE = {
 
 @dataclass(frozen=True)
 class Model:
-    """A model found on this machine: what the user calls it, and its folder in diffusers layout."""
+    """A model found on this machine: what the user calls it, and its folder in diffusers layout; or its `parts`,
+    component -> file or folder, where it lies in split files (`folder` is then the transformer's)."""
 
     name: str
     folder: Path
+    parts: dict[str, str] = field(default_factory=dict)
 
 
 def hub_cache() -> Path:
@@ -61,6 +64,20 @@ def _snapshot(repository: str) -> Path | None:
     if (root / "snapshots").is_dir():
         candidates += sorted((root / "snapshots").iterdir(), key=lambda p: p.stat().st_mtime, reverse=True)
     return next((path for path in candidates if (path / "model_index.json").is_file()), None)
+
+
+def _by_candela() -> dict[str, Model]:
+    """What `candela install` brought, by name; of one name in several places, the latest."""
+    whole = [entry for entry in read_manifest().models if entry.whole and _is_here(entry)]
+    return {
+        entry.model: Model(entry.model, Path(entry.folder or entry.parts["transformer"]), entry.parts)
+        for entry in whole
+        if entry.folder or "transformer" in entry.parts
+    }
+
+
+def _is_here(entry: Installed) -> bool:
+    return all(os.path.exists(file) for file in entry.files)
 
 
 def _folder(name: str) -> Path | None:
@@ -85,6 +102,8 @@ def find(model: str | os.PathLike[str]) -> Model:
         return Model(name, DEMO_FOLDER)
     if entry is None and (folder := _folder(name)):
         return Model(str(folder), folder)
+    if name in (ours := _by_candela()):
+        return ours[name]
     repository = entry.repository if entry else name
     if repository and re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
         if folder_in_cache := _snapshot(repository):
@@ -95,7 +114,7 @@ def find(model: str | os.PathLike[str]) -> Model:
             hint = f"did you mean {near[0]}? " if near else ""
             raise ModelNotFound(
                 f"the model {name!r} is not on this machine: no folder of that name, and the hub repository "
-                f"{repository} is not in {hub_cache()}; {hint}To download it: hf download {repository}"
+                f"{repository} is not in {hub_cache()}; {hint}To get it: candela install {name}"
             )
     near = difflib.get_close_matches(name.lower(), CATALOGUE, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known names: {', '.join(CATALOGUE)}."
@@ -106,8 +125,10 @@ def find(model: str | os.PathLike[str]) -> Model:
 
 
 def installed() -> list[Model]:
-    """Everything `find` can resolve by name on this machine: the demo, then the hub cache's diffusers models."""
-    models = [Model("demo", DEMO_FOLDER)]
+    """Everything `find` can resolve by name on this machine: the demo, what Candela installed, then the hub cache's
+    diffusers models."""
+    ours = _by_candela()
+    models = [Model("demo", DEMO_FOLDER), *ours.values()]
     names = {entry.repository: name for name, entry in CATALOGUE.items() if entry.repository}
     for root in sorted(hub_cache().glob("models--*--*")):
         repository = root.name.removeprefix("models--").replace("--", "/", 1)
@@ -115,6 +136,6 @@ def installed() -> list[Model]:
             folder = _snapshot(repository)
         except OSError:  # another user's, in a cache that several share
             continue
-        if folder:
+        if folder and names.get(repository, repository) not in ours:
             models.append(Model(names.get(repository, repository), folder))
     return models

@@ -80,8 +80,9 @@ class Nodes:
     Attributes:
         folder: custom_nodes/candela.
         python: ComfyUI's own.
-        files: path below `folder` -> sha256 of what was written.
-        packages: name -> version of what pip brought for it, newly installed.
+        files: path below `folder` -> sha256 of what was written; two, while one content replaces another.
+        packages: name -> version of what pip brought for it.
+        upgraded: name -> version before, of those in `packages` that were there in another version.
     """
 
     comfyui: str
@@ -90,6 +91,7 @@ class Nodes:
     version: str
     files: dict[str, str] = field(default_factory=dict)
     packages: dict[str, str] = field(default_factory=dict)
+    upgraded: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass

@@ -13,12 +13,13 @@ import re
 from pathlib import Path
 
 from candela.checkpoints.architectures import TRANSFORMERS
-from candela.checkpoints.catalogue import CATALOGUE, find, installed
+from candela.checkpoints.catalogue import CATALOGUE, Model, find, installed
 from candela.checkpoints.checkpoint import Checkpoint, Part
 from candela.checkpoints.configuration import config_metadata
 from candela.checkpoints.contents import Contents, Found, read_contents
 from candela.checkpoints.fitting import check_fit
 from candela.checkpoints.folder import read_component, read_folder
+from candela.checkpoints.published import QWEN_FOLDER
 from candela.checkpoints.variants import SCHEDULERS, Variant, variant_of
 from candela.errors import CheckpointError, MismatchedModel, ModelNotFound
 
@@ -37,10 +38,18 @@ def read_checkpoint(model: str | os.PathLike[str]) -> Checkpoint:
     """
     name = os.fspath(model)
     places = components(name)
-    if places is None:
-        found = find(name)
-        return read_folder(found.folder, found.name)
-    return _assembled(name, places)
+    return read_model(find(name)) if places is None else _assembled(name, places)
+
+
+def read_model(found: Model) -> Checkpoint:
+    """What the files of a model that was found say of themselves.
+
+    Raises:
+        CheckpointError: they cannot be used.
+    """
+    if found.parts:
+        return _assembled(found.name, found.parts, known_as=found.name)
+    return read_folder(found.folder, found.name)
 
 
 def components(model: str) -> dict[str, str] | None:
@@ -69,8 +78,8 @@ def components(model: str) -> dict[str, str] | None:
     return {"": model} if is_file else None
 
 
-def _assembled(name: str, places: dict[str, str]) -> Checkpoint:
-    """One checkpoint from the parts at `places`."""
+def _assembled(name: str, places: dict[str, str], known_as: str = "") -> Checkpoint:
+    """One checkpoint from the parts at `places`; called by them, where it has no name that it is `known_as`."""
     opened: dict[str, Contents | Checkpoint | Part] = {}
     parts: dict[str, Part] = {}
     for component, place in places.items():
@@ -119,7 +128,7 @@ def _assembled(name: str, places: dict[str, str]) -> Checkpoint:
     told = isinstance(source, Checkpoint) or "scheduler" in places  # its scheduler, then, says which one it is
     name = ",".join(f"{component}={_absolute(place)}" for component, place in places.items() if component)
     return Checkpoint(
-        name or _absolute(places[""]),
+        known_as or name or _absolute(places[""]),
         transformer.path,
         variant.pipeline,
         parts,
@@ -162,8 +171,7 @@ def _open(component: str, place: str) -> Contents | Checkpoint | Part:
         return read_component(path, component)
     if component in ("tokenizer", "scheduler"):
         raise ModelNotFound(f"there is no folder {place}. Give the {component}'s own folder")
-    model = find(place)
-    return read_folder(model.folder, model.name)
+    return read_model(find(place))
 
 
 def _part(source: Contents | Checkpoint | Part, component: str) -> Part | None:
@@ -222,14 +230,14 @@ def tokenizer_of(source: Contents | Checkpoint | Part, text_encoder: Part, famil
             return Part(source.header.path, "transformers", "AutoTokenizer")
         if source.sentencepiece:
             return Part(source.header.path, "transformers", "AutoTokenizer")
-    beside = text_encoder.path.parent / "tokenizer"
-    if (beside / "tokenizer_config.json").is_file():
-        return Part(beside, "transformers", "AutoTokenizer")
+    for beside in beside_tokenizers(text_encoder.path, text_encoder.class_name):
+        if (beside / "tokenizer_config.json").is_file():
+            return Part(beside, "transformers", "AutoTokenizer")
     for model in installed():
-        if model.name == "demo":
+        if model.name == "demo" or (model.parts and "tokenizer" not in model.parts):
             continue
         with contextlib.suppress(CheckpointError):  # one that is broken is no reason to stop
-            folder = read_folder(model.folder, model.name)
+            folder = read_model(model)
             same = folder.parts.get("text_encoder")
             alike = same and same.config.get("vocab_size") == text_encoder.config.get("vocab_size")
             if same and alike and same.class_name == text_encoder.class_name and "tokenizer" in folder.parts:
@@ -237,6 +245,12 @@ def tokenizer_of(source: Contents | Checkpoint | Part, text_encoder: Part, famil
     repository = CATALOGUE[TOKENIZERS[family]].repository
     raise MismatchedModel(
         f"{text_encoder.path} brings no tokenizer. Add ,tokenizer=FOLDER to the model: the tokenizer folder of any "
-        f"{family} model. To download one: hf download {repository} --include 'tokenizer/*' (it prints the folder; add "
-        "/tokenizer). A GGUF text encoder has it inside"
+        f"{family} model; `candela install {TOKENIZERS[family]}` brings one. To download one alone: hf download "
+        f"{repository} --include 'tokenizer/*' (it prints the folder; add /tokenizer). A GGUF text encoder has one"
     )
+
+
+def beside_tokenizers(text_encoder: Path, class_name: str) -> list[Path]:
+    """Where a text encoder's tokenizer may lie beside it: in a diffusers folder, or where `candela install` puts it."""
+    folders = [text_encoder.parent / "tokenizer"]
+    return [*folders, text_encoder.parent / QWEN_FOLDER] if class_name.startswith("Qwen3") else folders

@@ -8,7 +8,7 @@ from typing import Any
 
 from candela.checkpoints.identity import Component, Identity, identify
 from candela.checkpoints.together import fit
-from candela.cli.output import error_report, plain, print_json, say
+from candela.cli.output import error_report, plain, print_json, say, size
 from candela.errors import CandelaError, CheckpointError
 
 
@@ -114,7 +114,3 @@ def _unknown(identity: Identity) -> list[str]:
         return ["  unknown: none of its tensors belong to a model that Candela knows"]
     keys = _some(near.keys)
     return [f"  unknown to Candela; most resembles {near.name}: {near.share:.0%} of its marks, by {keys}"]
-
-
-def size(number: int) -> str:
-    return f"{number / 1e9:.2f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"

@@ -113,13 +113,84 @@ def identify(
 
 
 @app.command()
-def models() -> None:
-    """List the models that are usable on this machine."""
+def install(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A name of `candela models`, or owner/name on the hub.")
+    ],
+    comfyui: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="ComfyUI's folder, or none. (default: COMFYUI_DIR, else the one found)"),
+    ] = None,
+    source: Annotated[
+        str, typer.Option("--from", metavar="SOURCE", help="hub, a folder, or a URL below which the files lie.")
+    ] = "hub",
+    precision: Annotated[
+        str | None, typer.Option(help="bf16, int8, nvfp4, ... (default: the most precise that the card holds)")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan only.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Download a model and put the nodes into ComfyUI; shows the plan and asks first."""
+
+    def run() -> int:
+        from candela.cli.install import run
+
+        return run(model, comfyui, source, precision, dry_run, yes)
+
+    _guarded(run)
+
+
+@app.command()
+def doctor(
+    comfyui: Annotated[Path | None, typer.Option(metavar="DIR", help="ComfyUI's folder. (default: as install)")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say what works here, what does not, and what to do about it."""
+
+    def run() -> int:
+        from candela.cli.doctor import run
+
+        return run(comfyui, as_json)
+
+    _guarded(run, as_json)
+
+
+@app.command()
+def models(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
+    """List the models that are usable on this machine, and those that could be."""
 
     def run() -> int:
         from candela.cli.models import run
 
-        return run()
+        return run(as_json)
+
+    _guarded(run, as_json)
+
+
+@app.command()
+def verify(
+    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="One model. (default: all)")] = None,
+) -> None:
+    """Read installed files again and compare their checksums."""
+
+    def run() -> int:
+        from candela.cli.verify import run
+
+        return run(model)
+
+    _guarded(run)
+
+
+@app.command()
+def uninstall(
+    what: Annotated[str, typer.Argument(metavar="MODEL|nodes", help="A model, or the nodes in ComfyUI.")],
+) -> None:
+    """Remove exactly what `install` brought."""
+
+    def run() -> int:
+        from candela.cli.uninstall import run
+
+        return run(what)
 
     _guarded(run)
 

@@ -15,7 +15,8 @@ import folder_paths
 from candela.checkpoints import Checkpoint, read_checkpoint
 from candela.checkpoints.catalogue import CATALOGUE, find, installed
 from candela.checkpoints.contents import read_contents
-from candela.checkpoints.opening import NEEDED, WEIGHT_FILES, components
+from candela.checkpoints.opening import NEEDED, WEIGHT_FILES, beside_tokenizers, components
+from candela.checkpoints.published import PUBLICATIONS
 from candela.errors import MismatchedModel, ModelNotFound
 
 FOLDER = "diffusers"  # ComfyUI's name for the folder type
@@ -62,7 +63,7 @@ def location(name: str) -> str:
             f"{name} holds {' and '.join(f'a {found.title}' for found in held.found)}, and a model needs a "
             "transformer, a text encoder and a VAE. Choose the others in text_encoder and vae of the Load node"
         )
-    if tokenizer := _qwen_tokenizer(Path(places.get("text_encoder", ""))):
+    if "tokenizer" not in places and (tokenizer := _qwen_tokenizer(Path(places.get("text_encoder", "")))):
         places["tokenizer"] = tokenizer
     return ",".join(f"{component}={place}" for component, place in places.items())
 
@@ -70,6 +71,8 @@ def location(name: str) -> str:
 def _places(name: str) -> dict[str, str]:
     """Where each component that `name` names lies; under "" for a whole model."""
     split = components(name) if re.search(r"(^|,)\s*\w+=", name) else None
+    if split is None and name not in _folders() and (published := _published(name)):
+        return published
     return {component: _place(component, value) for component, value in (split or {"": name}).items()}
 
 
@@ -79,6 +82,8 @@ def _place(component: str, name: str) -> str:
         return str(folders[name])
     if file := (_files(component) | _files("")).get(name):  # a part may be the whole model's
         return file
+    if published := _published(name).get(component):
+        return published
     root = _roots()[0]
     if name in CATALOGUE or (re.fullmatch(r"[\w.-]+/[\w.-]+", name) and ".." not in name):
         try:
@@ -94,6 +99,21 @@ def _place(component: str, name: str) -> str:
         f"there is no {component.replace('_', ' ') or 'model'} {name!r} here. {hint} A folder in diffusers layout "
         f"appears in the list once it lies in {root}, a weight file in {files}"
     )
+
+
+def _published(name: str) -> dict[str, str]:
+    """The split files that a catalogue's model is published in, where ComfyUI's folders hold all of them: component ->
+    path. Whoever put them there, they need no name of their own."""
+    publication = PUBLICATIONS.get(name)
+    for files in publication.split.values() if publication else ():
+        here = {file.component: _named(file.component, file.name) for file in files}
+        if all(here.values()):
+            return {component: path for component, path in here.items() if path}
+    return {}
+
+
+def _named(component: str, name: str) -> str | None:
+    return next((path for path in _files(component).values() if Path(path).name == name), None)
 
 
 def _files(component: str) -> dict[str, str]:
@@ -119,6 +139,8 @@ def _qwen_tokenizer(text_encoder: Path) -> str | None:
     found = contents.get("text_encoder")
     if found is None or found.architecture.name != "qwen3" or "tokenizer.ggml.tokens" in contents.header.metadata:
         return None
+    if any(folder.is_dir() for folder in beside_tokenizers(text_encoder, found.architecture.class_name)):
+        return None  # its own
     import comfy
 
     folder = Path(comfy.__path__[0]) / "text_encoders" / "qwen25_tokenizer"
@@ -133,13 +155,20 @@ def fingerprint(name: str) -> str:
         ModelNotFound: as `location`.
     """
     digest = hashlib.sha256()
-    roots = [place if os.path.exists(place) else str(find(place).folder) for place in _places(name).values()]
+    roots = [root for place in _places(name).values() for root in _found(place)]
     for root in roots:
         for path in _below(root):
             with contextlib.suppress(OSError):  # a link to nowhere; loading will say so
                 stat = os.stat(path)
                 digest.update(f"{path} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     return f"{' '.join(roots)} {digest.hexdigest()}"
+
+
+def _found(place: str) -> list[str]:
+    if os.path.exists(place):
+        return [place]
+    model = find(place)
+    return [*model.parts.values()] or [str(model.folder)]
 
 
 def _below(root: str) -> Iterator[str]:

@@ -54,6 +54,11 @@ class ComfyUI:
     models: dict[str, tuple[Path, ...]]
 
 
+def quoted(path: Path) -> str:
+    """As a shell takes it."""
+    return f'"{path}"' if " " in str(path) else str(path)
+
+
 def open_comfyui(path: str | os.PathLike[str]) -> ComfyUI:
     """The ComfyUI at `path`: its folder, the folder above it, or the custom_nodes or models in it.
 

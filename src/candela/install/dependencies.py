@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,7 +36,7 @@ class Requirements:
 
 @dataclass(frozen=True)
 class Packages:
-    """What pip would do.
+    """What pip would do. Names are canonical: lower case, with hyphens.
 
     Attributes:
         new: name -> version.
@@ -104,13 +103,14 @@ def plan_packages(environment: Environment, requirements: Requirements, comfyui:
         return Packages()
     kept = [f"{one.name}=={one.version}" for name, one in environment.distributions.items() if HELD.match(name)]
     found = pip.resolve(environment, [str(need.requirement) for need in wanted], kept)
-    new, upgraded = {}, {}
+    new: dict[str, str] = {}
+    upgraded: dict[str, tuple[str, str]] = {}
     for metadata in found:
-        before = environment.installed(metadata["name"])
-        if before is None:
-            new[metadata["name"]] = metadata["version"]
+        name, version = canonicalize_name(metadata["name"]), metadata["version"]
+        if (before := environment.installed(name)) is None:
+            new[name] = version
         else:
-            upgraded[metadata["name"]] = (before, metadata["version"])
+            upgraded[name] = (before, version)
     packages = Packages(new, upgraded)
     for metadata in found:
         wanted += environment.needs(f"{metadata['name']} {metadata['version']}", metadata.get("requires_dist", []))
@@ -121,7 +121,7 @@ def plan_packages(environment: Environment, requirements: Requirements, comfyui:
 def _refuse_conflicts(
     environment: Environment, packages: Packages, wanted: list[Need], comfyui: Path, own: Path
 ) -> None:
-    after = {canonicalize_name(name): version for name, version in packages.versions.items()}
+    after = packages.versions
     others = environment.needs_of_installed(without=after) + needs_of_folder(environment, comfyui, own)
     told = []
     for need in broken_by(after, others, environment):
@@ -164,33 +164,24 @@ def remove_packages(
     environment: Environment, brought: dict[str, str], upgraded: dict[str, str], comfyui: Path, own: Path
 ) -> dict[str, str]:
     """Takes away what pip brought for the nodes: `brought` is name -> version then, `upgraded` those of them that
-    were there before -> version before. What somebody changed since stays as it is, silently.
+    were there before -> version before. What somebody changed since is theirs.
 
     -> name -> who needs it now, of what had to stay.
 
     Raises:
         SourceError, InstallError: pip failed; an older version cannot be fetched.
     """
-    mine = {name: version for name, version in brought.items() if environment.installed(name) == version}
-    new = {name for name in mine if name not in upgraded}
+    mine = {name for name, version in brought.items() if environment.installed(name) == version}
     others = needs_of_folder(environment, comfyui, own)
-    needed: dict[str, str] = {}
-    while True:
-        going = {canonicalize_name(name) for name in new - needed.keys()}
-        needs = others + environment.needs_of_installed(without=going)
-        held = {
-            name: str(need) for name in new - needed.keys() for need in needs if need.name == canonicalize_name(name)
-        }
+    staying: dict[str, str] = {}
+    while True:  # what stays may itself need more
+        going = mine - upgraded.keys() - staying.keys()
+        back = {name: upgraded[name] for name in mine & upgraded.keys() - staying.keys()}
+        needs = others + environment.needs_of_installed(without=going | back.keys())
+        held = [need for need in needs if need.name in going] + broken_by(back, needs, environment)
         if not held:
             break
-        needed |= held
-    back = {name: upgraded[name] for name in mine if name in upgraded}
-    for need in broken_by(_canonical(back), others + environment.needs_of_installed(without=going), environment):
-        needed |= {name: str(need) for name in back if canonicalize_name(name) == need.name}
-    pip.install(environment, {name: version for name, version in back.items() if name not in needed})
-    pip.uninstall(environment, sorted(new - needed.keys()))
-    return needed
-
-
-def _canonical(versions: Iterable[str] | dict[str, str]) -> dict[str, str]:
-    return {canonicalize_name(name): version for name, version in dict(versions).items()}
+        staying |= {need.name: str(need) for need in held}
+    pip.install(environment, back)
+    pip.uninstall(environment, sorted(going))
+    return staying

@@ -32,6 +32,14 @@ class Temporary(SourceError):
         self.after = after
 
 
+class Refused(SourceError):
+    """The server answered, and said no: its status, and the hub's own word for the reason, if any."""
+
+    def __init__(self, message: str, status: int, code: str):
+        super().__init__(message)
+        self.status, self.code = status, code
+
+
 class NoRanges(SourceError):
     """The server sends the whole file when asked for a part of it."""
 
@@ -143,25 +151,29 @@ class Web:
                 "stopped",
                 _retry_after(response),
             )
+
+        def refused(message: str) -> Refused:
+            return Refused(message, status, code)
+
         if code == "GatedRepo":
             repository = "/".join(urllib.parse.urlsplit(asked).path.removeprefix("/api/models").split("/")[1:3])
             page = f"{HUB}/{repository}"
             has = "the account of your token has not been let in" if self._token else "no token was given"
-            return SourceError(
+            return refused(
                 f"{repository} is gated, and {has} (HTTP {status}). Accept its terms on {page}, then set HF_TOKEN to "
                 f"a token of that account ({HUB}/settings/tokens)"
             )
         if status == 401 and self._token:
-            return SourceError(
+            return refused(
                 f"{host} refuses the token (HTTP 401) for {what}: it is wrong or expired, or there is no such "
                 f"repository. Set HF_TOKEN to a new one ({HUB}/settings/tokens), or unset it: public models need none"
             )
         if status in (401, 404, 410):
-            return SourceError(
+            return refused(
                 f"{host} has no {what} (HTTP {status}{f', {code}' if code else ''}). Check the source and the name; a "
                 "private or gated repository needs a token in HF_TOKEN"
             )
-        return SourceError(f"{host} refuses {what} (HTTP {status} {response.reason}). {_REMEDY}")
+        return refused(f"{host} refuses {what} (HTTP {status} {response.reason}). {_REMEDY}")
 
 
 class Body:

@@ -23,6 +23,7 @@ UNREACHABLE = re.compile(
     r"ProxyError|Max retries exceeded|Connection refused",
     re.IGNORECASE,
 )
+NOT_OFFERED = re.compile(r"Could not find a version that satisfies the requirement (.+?) \(from versions: (.*)\)")
 
 
 def resolve(environment: Environment, requirements: list[str], constraints: list[str]) -> list[dict[str, Any]]:
@@ -38,7 +39,7 @@ def resolve(environment: Environment, requirements: list[str], constraints: list
         wanted.write_text("\n".join(requirements), "utf-8")
         held.write_text("\n".join(constraints), "utf-8")
         options = ["--dry-run", "--report", str(report), "-r", str(wanted), "-c", str(held)]
-        _run(environment, "install", *options)
+        _run(environment, "install", *options, afterwards="Nothing was changed")
         return [one["metadata"] for one in json.loads(report.read_text("utf-8"))["install"]]
 
 
@@ -50,22 +51,23 @@ def install(environment: Environment, versions: dict[str, str]) -> None:
     """
     if versions:
         # Compiled files would be rewritten by the first run with other dates; without them, what pip recorded is all.
-        _run(environment, "install", "--no-deps", "--no-compile", *(f"{k}=={v}" for k, v in versions.items()))
+        pinned = [f"{name}=={version}" for name, version in versions.items()]
+        _run(environment, "install", "--no-deps", "--no-compile", *pinned, afterwards="Packages may be half installed")
 
 
 def uninstall(environment: Environment, names: list[str]) -> None:
     """Raises: InstallError: pip could not."""
     if names:
-        _run(environment, "uninstall", "--yes", *names)
+        _run(environment, "uninstall", "--yes", *names, afterwards=f"Left: {', '.join(names)}")
 
 
-def _run(environment: Environment, command: str, *options: str) -> None:
+def _run(environment: Environment, command: str, *options: str, afterwards: str) -> None:
     call = [*_pip(environment), command, "--no-input", "--disable-pip-version-check", *options]
     environ = {**quiet_environ(), "PIP_ROOT_USER_ACTION": "ignore", "PYTHONIOENCODING": "utf-8"}
     with tempfile.TemporaryDirectory() as empty:
         run = subprocess.run(call, cwd=empty, env=environ, capture_output=True, text=True, encoding="utf-8")
     if run.returncode:
-        raise failure(f"{run.stdout}\n{run.stderr}", environment, command)
+        raise failure(f"{run.stdout}\n{run.stderr}", environment, afterwards)
 
 
 def _pip(environment: Environment) -> list[str]:
@@ -86,34 +88,31 @@ def _pip(environment: Environment) -> list[str]:
     )
 
 
-def failure(output: str, environment: Environment, command: str) -> InstallError:
-    """pip's `output` as one of our errors."""
-    said = "\n".join(line for line in output.splitlines() if line.startswith("ERROR: "))
-    unchanged = "Nothing was changed" if command == "install" else "What was removed before it stays so"
+def failure(output: str, environment: Environment, afterwards: str) -> InstallError:
+    """pip's `output` as one of our errors; `afterwards` says in what state things are."""
     if "The conflict is caused by:" in output:
         return Conflict(
-            f"what Candela requires does not go together with what is installed for {environment.python}: "
-            f"{_sides(output)}. Nothing was changed. Update ComfyUI, or give Candela a ComfyUI of its own"
+            f"what Candela requires does not go together with what {environment.python} has: {_sides(output)}. "
+            f"{afterwards}. Update ComfyUI, or give Candela a ComfyUI of its own"
         )
     if UNREACHABLE.search(output):
         return SourceError(
-            f"pip cannot reach its package index, so packages that ComfyUI's Python lacks cannot be fetched "
-            f"({_last(output)}). {unchanged}. Check the connection, or the proxy and PIP_INDEX_URL, and run it again"
+            f"pip cannot reach its package index to fetch what ComfyUI's Python lacks ({_last(output)}). {afterwards}. "
+            "Check the connection, or the proxy and PIP_INDEX_URL, and run it again"
         )
-    if missing := re.search(
-        r"Could not find a version that satisfies the requirement (.+?) \(from versions: (.*)\)", said
-    ):
+    if missing := NOT_OFFERED.search(output):
         offers = "no version at all" if missing[2] == "none" else f"only {missing[2][-200:]}"
         return SourceError(
-            f"pip's package index has {offers} of {missing[1]} for Python {environment.version}. {unchanged}. Check "
+            f"pip's package index has {offers} of {missing[1]} for Python {environment.version}. {afterwards}. Check "
             "PIP_INDEX_URL and PIP_NO_INDEX, if they are set; otherwise a newer Python for ComfyUI may help"
         )
     if "externally-managed-environment" in output:
         return InstallError(
-            f"{environment.python} belongs to the operating system, which lets nobody install into it. Give ComfyUI an "
-            f"environment of its own (python3 -m venv .venv), or set PIP_BREAK_SYSTEM_PACKAGES=1 as its image does"
+            f"{environment.python} belongs to the operating system, which lets nobody install into it. {afterwards}. "
+            "Give ComfyUI an environment of its own (python3 -m venv .venv), or, in a container, set "
+            "PIP_BREAK_SYSTEM_PACKAGES=1 and run it again"
         )
-    return InstallError(f"pip failed for {environment.python}: {_last(output)}. {unchanged}")
+    return InstallError(f"pip failed for {environment.python}: {_last(output)}. {afterwards}")
 
 
 def _sides(output: str) -> str:

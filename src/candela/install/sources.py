@@ -18,15 +18,19 @@ import requests
 
 from candela.checkpoints.folder import CONFIG_NAMES, STEMS
 from candela.checkpoints.headers import json_text
-from candela.checkpoints.published import CHECKSUMS
+from candela.checkpoints.published import CHECKSUMS, REVISIONS
 from candela.errors import SourceError, WrongContent
-from candela.install.http import Body, Temporary, Web, check_range, retrying
+from candela.install.http import Body, Refused, Web, check_range, retrying
 
 MODEL_INDEX = "model_index.json"
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "tokenizer.model", "added_tokens.json",
     "special_tokens_map.json", "chat_template.jinja",
 )  # fmt: skip
+
+
+class Absent(SourceError):
+    """The source is there, and has no such file."""
 
 
 @dataclass(frozen=True)
@@ -136,16 +140,32 @@ class Hub(Source):
         self.name, self._endpoint = endpoint, endpoint
         self._web = Web(token, endpoint)
         self._links: dict[Remote, str] = {}
+        self._listings: dict[str, list[Remote]] = {}
 
     def files(self, repository: str, paths: Sequence[str] = (), kind: str = "", revision: str = "") -> list[Remote]:
-        if not revision:
-            revision = str(self._json(f"{self._endpoint}/api/models/{repository}/revision/main")[0]["sha"])
+        if repository not in self._listings:
+            self._listings[repository] = self._listing(repository, self._commit(repository, revision))
+        return _chosen(self._listings[repository], paths, repository, self.name)
+
+    def _commit(self, repository: str, wanted: str) -> str:
+        """The commit to take: the one that an unfinished install began with, else the one known to Candela, else the
+        newest. All files of an install are of one commit."""
+        for revision in filter(None, (wanted, REVISIONS.get(repository), "main")):
+            try:
+                return str(self._json(f"{self._endpoint}/api/models/{repository}/revision/{revision}")[0]["sha"])
+            except Refused as error:
+                if error.code != "RevisionNotFound" or revision == "main":
+                    raise
+                self.notice(f"{self.name} has no commit {revision[:12]} of {repository}: taking the newest")
+        raise AssertionError("main was tried last")
+
+    def _listing(self, repository: str, revision: str) -> list[Remote]:
         found: list[Remote] = []
         url: str | None = f"{self._endpoint}/api/models/{repository}/tree/{revision}?recursive=true"
         while url:
             entries, url = self._json(url)
             found += [self._remote(repository, revision, e) for e in entries if e.get("type") == "file"]
-        return _chosen(found, paths, repository, self.name)
+        return found
 
     def _remote(self, repository: str, revision: str, entry: dict[str, Any]) -> Remote:
         lfs, path = entry.get("lfs"), entry["path"]
@@ -192,9 +212,7 @@ class Hub(Source):
                 link = self._links[remote] = response.headers.get("Location") or response.url
         try:
             return self._web.get(link, part)
-        except SourceError as error:
-            if isinstance(error, Temporary):
-                raise
+        except Refused:
             self._links.pop(remote, None)  # it has expired, or is good for one part only
             return self._web.get(remote.place, part)
 
@@ -245,10 +263,8 @@ class Prefix(Source):
                     with contextlib.closing(self._web.get(place, method="HEAD")) as answer:
                         version = answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
                         return int(answer.headers.get("Content-Length", -1)), version
-                except Temporary:
-                    raise
-                except SourceError as error:
-                    if "HTTP 404" in str(error):
+                except Refused as error:
+                    if error.status in (404, 410):
                         return None
                     raise
 
@@ -391,7 +407,7 @@ def _chosen(found: list[Remote], paths: Sequence[str], repository: str, source: 
         return found
     by_path = {remote.path: remote for remote in found}
     if absent := [path for path in paths if path not in by_path]:
-        raise SourceError(
+        raise Absent(
             f"{source} has no {' and no '.join(absent)} of {repository}. Give another source, or another precision"
         )
     return [by_path[path] for path in paths]

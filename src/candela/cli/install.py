@@ -1,0 +1,234 @@
+"""`candela install`: the plan, one question, and the work with its progress."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from candela.cli.output import plain, say, size
+from candela.errors import InvalidRequest
+from candela.install.card import find_card
+from candela.install.comfyui import ComfyUI, open_comfyui, search
+from candela.install.installing import install_model, prepare
+from candela.install.locking import locked
+from candela.install.nodes import NodesPlan, install_nodes, plan_nodes
+from candela.install.planning import Places, Plan, PlannedFile, plan_model, publication_of
+from candela.install.sources import open_source
+
+NO_COMFYUI = "none"
+DOING = {"fetch": "download", "resume": "go on", "here": "is here", "replace": "replace"}
+
+
+def run(
+    model: str, comfyui: str | None, source: str, precision: str | None, dry_run: bool, yes: bool, nodes: bool = True
+) -> int:
+    """-> exit code
+
+    Raises:
+        CandelaError: before the question nothing was changed; after it, what has arrived is kept.
+    """
+    publication_of(model)
+    found = chosen_comfyui(comfyui, yes)
+    places = Places(found)
+    source_ = open_source(source)
+    source_.notice = lambda message: say(f"note: {message}")
+    card = find_card()
+
+    def planned() -> Plan:
+        with hashing() as on_hash:
+            return plan_model(model, places, source_, precision, card, on_hash)
+
+    pack = plan_nodes(found) if found and nodes else None
+    plan = planned()
+    changes = bool(plan.todo) or bool(pack and pack.changes)
+    print("\n".join(map(plain, describe(plan, found, pack))))
+    if dry_run:
+        return 0
+    if changes and not (yes or agreed()):
+        print("Nothing was changed.")
+        return 0
+    if pack and pack.changes:
+        install_nodes(pack)
+        print(f"The nodes are in {pack.folder}. Restart ComfyUI to see them.")
+    if plan.files:
+        prepare(plan.root)
+        with locked(plan.root, lambda: say(f"another installer is at work in {plan.root}: waiting for it")) as waited:
+            plan = planned() if waited else plan
+            with Bars(plan) as bars:
+                install_model(plan, bars)
+    print(plain(last_words(plan, found, changes)))
+    return 0
+
+
+def chosen_comfyui(typed: str | None, yes: bool) -> ComfyUI | None:
+    """The one given, else the one found; of several, the one that is chosen now.
+
+    Raises:
+        InstallError: the folder given is none.
+        InvalidRequest: several, and nobody to ask.
+    """
+    if typed == NO_COMFYUI:
+        return None
+    if typed is not None:
+        return open_comfyui(typed)
+    found = search()
+    if len(found) < 2:
+        return next(iter(found), None)
+    if yes or not sys.stdin.isatty():
+        listed = ", ".join(str(one.folder) for one in found)
+        raise InvalidRequest(f"there are {len(found)} ComfyUIs: {listed}. Choose one: --comfyui DIR, or --comfyui none")
+    for number, one in enumerate(found, 1):
+        print(f"  {number}  {one.folder}  (core {one.version or 'unknown'})")
+    import typer
+
+    answer = typer.prompt("Several ComfyUIs were found. Which one? (0: none)", type=typer.IntRange(0, len(found)))  # type: ignore[attr-defined]
+    return found[answer - 1] if answer else None
+
+
+def agreed() -> bool:
+    """
+    Raises:
+        InvalidRequest: nobody is there to ask.
+    """
+    import typer
+
+    if not sys.stdin.isatty():
+        raise InvalidRequest(
+            "this changes the disk, and there is no terminal to ask on: add --yes. Nothing was changed"
+        )
+    return typer.confirm("Go on?", default=True)
+
+
+def describe(plan: Plan, comfyui: ComfyUI | None, pack: NodesPlan | None) -> list[str]:
+    """The plan, for people."""
+    title = f"{plan.model}{f' in {plan.precision}' if plan.precision else ''} ({plan.reason})"
+    lines = [title]
+    if plan.files:
+        lines.append(f"  from  {plan.source.name}")
+        lines.append(f"  into  {plan.root}")
+        lines += [f"        {_line(file, plan.root)}" for file in plan.files]
+        lines.append(f"  to download  {size(plan.left)} of {size(sum(file.remote.bytes for file in plan.files))}")
+        for disk in plan.disks:
+            lines.append(f"  disk  {disk.folder}: {size(disk.free)} free, {size(disk.free - disk.needed)} afterwards")
+    lines += [f"  note  {note}" for note in plan.notes]
+    if comfyui is None:
+        lines.append("  nodes  no ComfyUI was found or chosen: none are installed (--comfyui DIR names one)")
+    elif pack:
+        lines += _describe_nodes(comfyui, pack)
+    return lines
+
+
+def _line(file: PlannedFile, root: Path) -> str:
+    try:
+        shown = file.target.relative_to(root).as_posix()
+    except ValueError:  # in one of ComfyUI's extra model paths
+        shown = str(file.target)
+    doing = DOING[file.state]
+    if file.state == "resume":
+        doing = f"go on: {size(file.left)} left"
+    elif file.state == "replace":
+        doing = "replace: it is not the published file any more"
+    by = {"published": "checksum stands in Candela", "hub": "the hub's checksum"}.get(
+        file.remote.evidence, "no checksum"
+    )
+    return f"{shown}  {size(file.remote.bytes)}  {doing}  ({by})"
+
+
+def _describe_nodes(comfyui: ComfyUI, pack: NodesPlan) -> list[str]:
+    where = f"{pack.folder} (ComfyUI {comfyui.version or 'of unknown version'})"
+    if pack.foreign:
+        return [f"  nodes  {pack.foreign} is there already and not installed by this command: left as it is"]
+    if not pack.changes:
+        return [f"  nodes  {where}: already installed"]
+    lines = [f"  nodes  {where}: {len(pack.write)} files, {size(pack.bytes)}"]
+    lines += [f"         {path} was edited since it was installed: replaced" for path in pack.edited]
+    if pack.packages.versions:
+        lines.append(f"         into {comfyui.python}: {', '.join(_package(pack, n) for n in pack.packages.versions)}")
+    return [*lines, "         its torch is not touched"]
+
+
+def _package(pack: NodesPlan, name: str) -> str:
+    before = pack.packages.upgraded.get(name)
+    return f"{name} {f'{before} -> ' if before else ''}{pack.packages.versions[name]}"
+
+
+def last_words(plan: Plan, comfyui: ComfyUI | None, changed: bool) -> str:
+    if plan.model == "demo" and not comfyui:
+        return 'Nothing to install. Try: candela generate "a red star"'
+    begin = "Done." if changed else "Everything was here already."
+    if not plan.files and not comfyui:
+        return begin
+    name = plan.model if plan.files else "demo"
+    if name == "taef1":
+        return begin
+    return (
+        f'{begin} Try: candela generate "a lighthouse at dusk" --model {name}'
+        if name != "demo"
+        else (f"{begin} In ComfyUI: Templates, candela, demo_no_download")
+    )
+
+
+@contextmanager
+def hashing() -> Iterator[Callable[[Path, int], None]]:
+    """Shows that a file which is here already is being read: twelve gigabytes take a while."""
+    seen: set[Path] = set()
+
+    def on_hash(path: Path, number: int) -> None:
+        if path not in seen and path.stat().st_size > 500_000_000:
+            say(f"comparing {path} ({size(path.stat().st_size)}) with its checksum")
+        seen.add(path)
+
+    yield on_hash
+
+
+class Bars:
+    """A bar for each file and one for all; where nobody watches, a line for each file."""
+
+    def __init__(self, plan: Plan):
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import TransferSpeedColumn as Speed
+
+        self._console = Console(stderr=True)
+        self._watched = self._console.is_terminal
+        self._bars = Progress(
+            TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), Speed(),
+            TimeRemainingColumn(), console=self._console, disable=not self._watched,
+        )  # fmt: skip
+        todo = plan.todo
+        total = sum(file.remote.bytes for file in todo)
+        self._all = self._bars.add_task(f"{len(todo)} files", total=total) if len(todo) > 1 else None
+
+    def __enter__(self) -> Bars:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def begin(self, file: PlannedFile) -> Callable[[int], None]:
+        task = self._bars.add_task(plain(file.remote.name), total=file.remote.bytes)
+        if not self._watched:
+            say(f"downloading {file.remote.name} ({size(file.left)})")
+
+        def report(number: int) -> None:
+            self._bars.advance(task, number)
+            if self._all is not None:
+                self._bars.advance(self._all, number)
+
+        return report
+
+    def end(self, file: PlannedFile) -> None:
+        if not self._watched:
+            say(f"{file.target} is in place, and {_evidence(file)}")
+
+
+def _evidence(file: PlannedFile) -> str:
+    if file.remote.digest:
+        return f"its {file.remote.algorithm} is the one that {_WHO[file.remote.evidence]}"
+    return "its length is right (nobody published a checksum)"
+
+
+_WHO = {"published": "was published", "hub": "the hub gives"}

@@ -1,0 +1,37 @@
+"""`candela uninstall`: takes away what `install` brought, and says what stays."""
+
+from __future__ import annotations
+
+from candela.checkpoints.manifest import read_manifest
+from candela.cli.output import plain
+from candela.errors import ModelNotFound
+from candela.install.nodes import remove_nodes
+from candela.install.removal import remove_model
+
+
+def run(what: str) -> int:
+    if what == "nodes":
+        return _nodes()
+    gone, stays = remove_model(what)
+    for path in gone:
+        print(plain(f"removed  {path}"))
+    for reason in stays:
+        print(plain(f"stays    {reason}"))
+    return 0
+
+
+def _nodes() -> int:
+    packs = read_manifest().nodes
+    if not packs:
+        raise ModelNotFound(
+            "no nodes were installed by `candela install`. A clone or copy in custom_nodes is removed by deleting its "
+            "folder"
+        )
+    for pack in packs:
+        left = remove_nodes(pack)
+        print(plain(f"removed  {pack.folder}"))
+        for path in left.edited:
+            print(plain(f"stays    {path}: it was edited after it was installed"))
+        for package, user in left.needed.items():
+            print(plain(f"stays    {package} in {pack.python}: {user} needs it"))
+    return 0
