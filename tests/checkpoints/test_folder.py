@@ -178,9 +178,9 @@ def test_unknown_names_get_the_nearest():
 
 def test_a_known_model_that_is_not_here_says_what_to_run(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ModelNotFound, match=r"not on this machine.*hf download Tongyi-MAI/Z-Image-Turbo"):
+    with pytest.raises(ModelNotFound, match=r"not on this machine.*candela install z-image-turbo"):
         find("z-image-turbo")
-    with pytest.raises(ModelNotFound, match="hf download someone/something"):
+    with pytest.raises(ModelNotFound, match="candela install someone/something"):
         find("someone/something")
 
 

@@ -155,7 +155,7 @@ def test_pictures_saved_from_python_can_be_made_again(tmp_path, demo):
     assert "latents or a mask" in refused.stderr
 
 
-def test_models_lists_the_demo_and_what_to_run_for_others(tmp_path, monkeypatch):
+def test_models_lists_the_demo_and_how_to_get_others(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setenv("COLUMNS", "200")
     broken = tmp_path / "models--someone--broken" / "snapshots" / "abc"
@@ -164,7 +164,7 @@ def test_models_lists_the_demo_and_what_to_run_for_others(tmp_path, monkeypatch)
     done = run("models")
     assert done.exit_code == 0, done.output
     assert "demo" in done.stdout
-    assert "z-image-turbo    hf download Tongyi-MAI/Z-Image-Turbo" in done.stdout
+    assert "candela install NAME" in done.stdout and "z-image-turbo " in done.stdout
     assert "someone/broken" in done.stdout
     assert "not readable JSON" in " ".join(done.stdout.split())
 

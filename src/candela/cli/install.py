@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from candela.checkpoints import read_checkpoint
 from candela.cli.output import plain, say, size
 from candela.errors import InvalidRequest
 from candela.install.card import find_card
@@ -15,10 +16,11 @@ from candela.install.installing import install_model, prepare
 from candela.install.locking import locked
 from candela.install.nodes import NodesPlan, install_nodes, plan_nodes
 from candela.install.planning import Places, Plan, PlannedFile, plan_model, publication_of
-from candela.install.sources import open_source
+from candela.install.sources import MODEL_INDEX, open_source
 
 NO_COMFYUI = "none"
 DOING = {"fetch": "download", "resume": "go on", "here": "is here", "replace": "replace"}
+SMALL = 1_000_000  # bytes: files below are named together
 
 
 def run(
@@ -58,6 +60,8 @@ def run(
             plan = planned() if waited else plan
             with Bars(plan) as bars:
                 install_model(plan, bars)
+        if (plan.folder and (Path(plan.folder) / MODEL_INDEX).is_file()) or plan.parts:
+            read_checkpoint(plan.model)  # from its headers: is it whole, and of one piece?
     print(plain(last_words(plan, found, changes)))
     return 0
 
@@ -102,22 +106,32 @@ def agreed() -> bool:
 
 
 def describe(plan: Plan, comfyui: ComfyUI | None, pack: NodesPlan | None) -> list[str]:
-    """The plan, for people."""
-    title = f"{plan.model}{f' in {plan.precision}' if plan.precision else ''} ({plan.reason})"
-    lines = [title]
+    """The plan, for people: a heading, and labelled lines."""
+    lines = [("precision", f"{plan.precision}: {plan.reason}") if plan.precision else ("", plan.reason)]
     if plan.files:
-        lines.append(f"  from  {plan.source.name}")
-        lines.append(f"  into  {plan.root}")
-        lines += [f"        {_line(file, plan.root)}" for file in plan.files]
-        lines.append(f"  to download  {size(plan.left)} of {size(sum(file.remote.bytes for file in plan.files))}")
+        lines += [("from", plan.source.name), ("into", str(plan.root)), *_files(plan)]
+        lines.append(("download", f"{size(plan.left)} of {size(sum(file.remote.bytes for file in plan.files))}"))
         for disk in plan.disks:
-            lines.append(f"  disk  {disk.folder}: {size(disk.free)} free, {size(disk.free - disk.needed)} afterwards")
-    lines += [f"  note  {note}" for note in plan.notes]
+            after = size(disk.free - disk.needed)
+            lines.append(("disk", f"{size(disk.free)} free now, {after} afterwards ({disk.folder})"))
+    lines += [("note", note) for note in plan.notes]
     if comfyui is None:
-        lines.append("  nodes  no ComfyUI was found or chosen: none are installed (--comfyui DIR names one)")
+        lines.append(("nodes", "no ComfyUI was found or chosen: none are installed (--comfyui DIR names one)"))
     elif pack:
         lines += _describe_nodes(comfyui, pack)
-    return lines
+    return [plan.model, *(f"  {label:10}{text}" for label, text in lines)]
+
+
+def _files(plan: Plan) -> list[tuple[str, str]]:
+    """A line for each large file, and one for the small ones of each state."""
+    lines = [_line(file, plan.root) for file in plan.files if file.remote.bytes >= SMALL]
+    small = [file for file in plan.files if file.remote.bytes < SMALL]
+    for state in dict.fromkeys(file.state for file in small):
+        some = [file.remote for file in small if file.state == state]
+        amount = size(sum(remote.bytes for remote in some))
+        what = f"{len(some)} small files" if len(some) > 1 else some[0].name
+        lines.append(f"{amount:>9}  {DOING[state]:9} {what}")
+    return list(zip(("files", *([""] * len(lines))), lines))
 
 
 def _line(file: PlannedFile, root: Path) -> str:
@@ -125,28 +139,23 @@ def _line(file: PlannedFile, root: Path) -> str:
         shown = file.target.relative_to(root).as_posix()
     except ValueError:  # in one of ComfyUI's extra model paths
         shown = str(file.target)
-    doing = DOING[file.state]
-    if file.state == "resume":
-        doing = f"go on: {size(file.left)} left"
-    elif file.state == "replace":
-        doing = "replace: it is not the published file any more"
-    by = {"published": "checksum stands in Candela", "hub": "the hub's checksum"}.get(
-        file.remote.evidence, "no checksum"
-    )
-    return f"{shown}  {size(file.remote.bytes)}  {doing}  ({by})"
+    more = {"replace": ": it is not the published one any more", "resume": f": {size(file.left)} to go"}
+    by = {"published": "published checksum", "hub": "the hub's checksum"}.get(file.remote.evidence, "no checksum")
+    return f"{size(file.remote.bytes):>9}  {DOING[file.state]:9} {shown}{more.get(file.state, '')}  ({by})"
 
 
-def _describe_nodes(comfyui: ComfyUI, pack: NodesPlan) -> list[str]:
+def _describe_nodes(comfyui: ComfyUI, pack: NodesPlan) -> list[tuple[str, str]]:
     where = f"{pack.folder} (ComfyUI {comfyui.version or 'of unknown version'})"
     if pack.foreign:
-        return [f"  nodes  {pack.foreign} is there already and not installed by this command: left as it is"]
+        return [("nodes", f"{pack.foreign} is there, and was not installed by this command: it is left as it is")]
     if not pack.changes:
-        return [f"  nodes  {where}: already installed"]
-    lines = [f"  nodes  {where}: {len(pack.write)} files, {size(pack.bytes)}"]
-    lines += [f"         {path} was edited since it was installed: replaced" for path in pack.edited]
+        return [("nodes", f"{where}: already installed")]
+    lines = [("nodes", f"{where}: {len(pack.write)} files, {size(pack.bytes)}")]
+    lines += [("", f"{path} was edited since it was installed: replaced") for path in pack.edited]
     if pack.packages.versions:
-        lines.append(f"         into {comfyui.python}: {', '.join(_package(pack, n) for n in pack.packages.versions)}")
-    return [*lines, "         its torch is not touched"]
+        packages = ", ".join(_package(pack, name) for name in pack.packages.versions)
+        lines.append(("", f"packages into {comfyui.python}: {packages}"))
+    return [*lines, ("", "ComfyUI's torch is not touched")]
 
 
 def _package(pack: NodesPlan, name: str) -> str:
@@ -158,16 +167,9 @@ def last_words(plan: Plan, comfyui: ComfyUI | None, changed: bool) -> str:
     if plan.model == "demo" and not comfyui:
         return 'Nothing to install. Try: candela generate "a red star"'
     begin = "Done." if changed else "Everything was here already."
-    if not plan.files and not comfyui:
-        return begin
-    name = plan.model if plan.files else "demo"
-    if name == "taef1":
-        return begin
-    return (
-        f'{begin} Try: candela generate "a lighthouse at dusk" --model {name}'
-        if name != "demo"
-        else (f"{begin} In ComfyUI: Templates, candela, demo_no_download")
-    )
+    if plan.parts or plan.folder:
+        return f'{begin} Try: candela generate "a lighthouse at dusk" --model {plan.model}'
+    return f"{begin} In ComfyUI: Templates, candela, demo_no_download" if comfyui else begin
 
 
 @contextmanager
@@ -196,6 +198,7 @@ class Bars:
         self._bars = Progress(
             TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), Speed(),
             TimeRemainingColumn(), console=self._console, disable=not self._watched,
+            redirect_stdout=sys.stdout.isatty(),
         )  # fmt: skip
         todo = plan.todo
         total = sum(file.remote.bytes for file in todo)
@@ -213,6 +216,8 @@ class Bars:
         if not self._watched:
             say(f"downloading {file.remote.name} ({size(file.left)})")
 
+        self._task = task
+
         def report(number: int) -> None:
             self._bars.advance(task, number)
             if self._all is not None:
@@ -221,6 +226,8 @@ class Bars:
         return report
 
     def end(self, file: PlannedFile) -> None:
+        if file.remote.bytes < SMALL:
+            self._bars.update(self._task, visible=False)
         if not self._watched:
             say(f"{file.target} is in place, and {_evidence(file)}")
 

@@ -49,7 +49,7 @@ def _here(model: Model, manifest: Manifest) -> Here:
     entry = next((e for e in reversed(manifest.models) if e.model == model.name and e.whole), None)
     files = entry.files if entry and entry.folder in ("", str(model.folder)) else ()
     checked = min((manifest.files[file].checked for file in files), default="")
-    place = ", ".join(model.parts.values()) or str(model.folder)
+    place = entry.root if entry and model.parts else str(model.folder)
     try:
         checkpoint = read_model(model)
         family = family_of(checkpoint)
@@ -61,25 +61,25 @@ def _here(model: Model, manifest: Manifest) -> Here:
 
 
 def _unusable(entry: Installed) -> Here:
-    """Installed, and not all there; or no model by itself, as a preview decoder is none."""
-    component = entry.whole and not entry.parts and not CATALOGUE.get(entry.model)
-    what = "" if component else f"it is not whole. Go on with: candela install {entry.model}"
-    return Here(entry.model, "", 0, "", entry.folder or entry.root, entry.files, "", what)
+    """Installed, and not all there any more, or not yet."""
+    return Here(entry.model, "", 0, "", entry.folder or entry.root, entry.files, "",
+                f"it is not whole. Go on with: candela install {entry.model}")  # fmt: skip
 
 
 def _print(here: list[Here]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("model", "family", "size", "picture", "checked", "where"):
-        table.add_column(column, overflow="fold")
-    for one in here:
-        if not one.problem:
-            table.add_row(*map(plain, (one.model, one.family, size(one.bytes), one.picture, one.checked[:10] or "-",
-                                       one.folder)))  # fmt: skip
-    console = Console()
-    console.print(table, markup=False)
+    """A model on one line, and where it lies on the next: paths are there to be copied."""
+    usable = [one for one in here if not one.problem]
+    rows = [("model", "family", "size", "picture", "verified (UTC)")]
+    rows += [(one.model, one.family or "-", size(one.bytes), one.picture or "-", _day(one)) for one in usable]
+    widths = [max(len(plain(row[column])) for row in rows) for column in range(len(rows[0]))]
+    for row, place in zip(rows, ["", *(one.folder for one in usable)]):
+        print("  ".join(plain(cell).ljust(width) for cell, width in zip(row, widths)).rstrip())
+        if place:
+            print(plain(f"    {place}"))
     for one in here:
         if one.problem:
-            console.print(f"\ncannot be used: {plain(f'{one.model}: {one.problem}')}", highlight=False, markup=False)
+            print(plain(f"\ncannot be used: {one.model}: {one.problem}", lines=True))
+
+
+def _day(one: Here) -> str:
+    return one.checked.replace("T", " ").removesuffix(":00Z").rstrip("Z")[:16] if one.checked else "-"

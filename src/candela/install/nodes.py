@@ -27,7 +27,8 @@ from candela.install.dependencies import (
     read_requirements,
     remove_packages,
 )
-from candela.install.environment import Environment, read_environment
+from candela.install.environment import read_environment
+from candela.install.locking import locked
 from candela.install.pack import Pack, find_pack, sha256
 
 PARTIAL = ".candela-part"
@@ -140,33 +141,33 @@ def recorded(manifest: Manifest, folder: Path) -> Nodes:
     return next((one for one in manifest.nodes if one.folder == str(folder)), Nodes("", str(folder), "", ""))
 
 
-def _foreign(comfyui: ComfyUI, known: Nodes) -> Path | None:
-    """A clone, a link or a shim that the user put there; two packs would define the same nodes."""
-    own = Path(known.folder)
-    if own.is_symlink() or (not known.files and _holds_files(own)):
-        return own
-    for project in sorted(comfyui.custom_nodes.glob("*/pyproject.toml")):
+def packs_in(custom_nodes: Path) -> list[Path]:
+    """Every Candela in that folder: `candela` itself, and clones of other names."""
+    own = custom_nodes / "candela"
+    found = [own] if own.is_symlink() or _holds_files(own) else []
+    for project in sorted(custom_nodes.glob("*/pyproject.toml")):
         if project.parent != own and not project.parent.name.endswith(".disabled"):
             with contextlib.suppress(OSError, ValueError, KeyError):  # another pack's, and none of our business
                 if tomllib.loads(project.read_text("utf-8"))["project"]["name"] == "candela":
-                    return project.parent
-    return None
+                    found.append(project.parent)
+    return found
+
+
+def _foreign(comfyui: ComfyUI, known: Nodes) -> Path | None:
+    """A clone, a link or a shim that the user put there; two packs would define the same nodes."""
+    own = Path(known.folder)
+    ours = known.files and not own.is_symlink()
+    return next((pack for pack in packs_in(comfyui.custom_nodes) if not (ours and pack == own)), None)
 
 
 def _holds_files(folder: Path) -> bool:
     return any(path.is_file() and path.parent.name != "__pycache__" for path in folder.rglob("*"))
 
 
-@contextlib.contextmanager
-def _alone() -> Iterator[None]:
+def _alone() -> contextlib.AbstractContextManager[bool]:
     """One installer at a time: two pips in one environment damage it."""
-    from filelock import FileLock
-
     home().mkdir(parents=True, exist_ok=True)
-    with FileLock(home() / "nodes.lock") as lock:
-        yield
-        with contextlib.suppress(OSError):  # Windows keeps an open file; it does no harm
-            Path(lock.lock_file).unlink()
+    return locked(home(), lambda: None)
 
 
 def install_nodes(plan: NodesPlan) -> None:
@@ -261,7 +262,7 @@ def _explained(what: str) -> Iterator[None]:
 def _remove_packages(nodes: Nodes) -> dict[str, str]:
     if not nodes.packages or not Path(nodes.python).is_file():  # an environment that is gone took its packages along
         return {}
-    environment: Environment = read_environment(Path(nodes.python))
+    environment = read_environment(Path(nodes.python))
     return remove_packages(environment, nodes.packages, nodes.upgraded, Path(nodes.comfyui), Path(nodes.folder))
 
 

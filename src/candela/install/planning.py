@@ -214,13 +214,13 @@ def _repository(
         if (remote.path.rpartition("/")[0] in folders and remote.path.endswith(KEEP)) or remote is index
     ]  # fmt: skip
     full, half = _variant(belonging, half=False), _variant(belonging, half=True)
-    offers = {"as published": full} if full else {}
+    offers = {"full": full} if full else {}
     if half:
         offers = {"fp16": half, **offers}
     if not offers:
         raise SourceError(f"{source.name}: {name} has no safetensors weights for {', '.join(sorted(folders))}")
     if precision is not None and precision not in offers:
-        raise InstallError(f"there is no {model} in {precision}. Choose --precision {' or '.join(map(repr, offers))}")
+        raise InstallError(f"there is no {model} in {precision}. Choose --precision {' or '.join(offers)}")
     chosen = precision or next(iter(offers))
     reason = "asked for" if precision else "half the size, as its authors run it" if half else "the only one there is"
     kind = f"{publication.kind}/{model}"

@@ -178,6 +178,7 @@ class _Transfer:
             except NoRanges:
                 self.source.notice("the source cannot send parts of a file: one connection, from the beginning")
                 self.failure = None
+                self.pending = deque(index for index in range(self.segments.count) if index not in self.arrived)
                 return self._with_workers(1, self._stream)
         finally:
             self.file.close()
@@ -291,7 +292,11 @@ class _Transfer:
     def _stream(self) -> None:
         """Everything in one answer, from a server that cannot send parts; what is here already is passed over."""
         failures = 0
-        while self.pending:
+        while True:
+            with self.changed:  # what turns out damaged comes back
+                self.changed.wait_for(lambda: self.pending or self.over or self.failure)
+                if self.over or self.failure:
+                    return
             try:
                 with self.source.open(self.remote, 0, self.remote.bytes) as body:
                     for index in range(self.segments.count):
