@@ -135,7 +135,10 @@ def bad_situations(base) -> dict[str, tuple[dict, list[str]]]:
     opaque["12"] = {"class_type": "SetLatentNoiseMask", "inputs": {"samples": ["11", 0], "mask": ["10", 1]}}
     eight = {"10": {"class_type": "LoadLatent", "inputs": {"latent": "eight.latent"}}}
     return {
-        "missing model": (graphs.text_to_image("z-image"), ["z-image", "not on this machine", "candela install z-image"]),
+        "missing model": (
+            graphs.text_to_image("z-image"),
+            ["z-image", "not on this machine", "candela install z-image"],
+        ),
         "unknown model": (graphs.text_to_image("z-image-tubo"), ["z-image-tubo", "z-image-turbo"]),
         "size": (graphs.text_to_image(width=1000, height=1000), ["1000", "multiple of 16", "992 or 1008"]),
         "channels": (graphs.text_to_image(latent=["10", 0]) | eight, ["8 channels", "16"]),

@@ -17,6 +17,7 @@ from tests.install.hub import Hub
 
 LUMINA = "Alpha-VLLM/Lumina-Image-2.0"
 INSTALL = ("install", "lumina-image-2", "--yes", "--comfyui", "none")
+CANDELA = (sys.executable, "-m", "tests.install.shell")
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -37,17 +38,19 @@ class Machine:
     def lumina(self) -> Path:
         return self.models / "diffusers" / "lumina-image-2"
 
-    def start(self, *arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
-        """`candela ARGUMENTS`, its output in one stream. The environment has nothing of ours but what is named here."""
-        base = {
+    def variables(self) -> dict[str, str]:
+        """The environment: nothing of ours but what is named here."""
+        return {
             "PATH": os.environ["PATH"], "HOME": str(self.home), "CANDELA_HOME": str(self.home / "data"),
             "HF_ENDPOINT": self.endpoint, "HF_HUB_DOWNLOAD_TIMEOUT": "1", "NO_PROXY": "*", "COLUMNS": "200",
-            "CANDELA_TEST_BACKOFF": self.backoff,
+            "CANDELA_TEST_BACKOFF": self.backoff, **self.environment,
         }  # fmt: skip
+
+    def start(self, *arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
+        """`candela ARGUMENTS`, its output in one stream."""
         return subprocess.Popen(
-            [sys.executable, "-m", "tests.install.shell", *map(str, arguments)], cwd=ROOT,
-            env=base | self.environment | environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, start_new_session=True,
+            [*CANDELA, *map(str, arguments)], cwd=ROOT, env=self.variables() | environment, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
         )  # fmt: skip
 
     def run(self, *arguments: str | Path, **environment: str) -> Done:
@@ -169,3 +172,34 @@ def hub(root) -> Iterator[Hub]:
 def machine(tmp_path, hub) -> Machine:
     (tmp_path / "home").mkdir()
     return Machine(tmp_path / "home", hub.url)
+
+
+def write_split(root: Path) -> dict[str, Path]:
+    """Z-Image Turbo's split files in two precisions, of small files, and the tokenizer that belongs to them.
+
+    -> kind of ComfyUI's model folder -> file, of the most precise
+    """
+    split = root / "Comfy-Org" / "z_image_turbo" / "split_files"
+    files = {
+        "diffusion_models": write_tensors(split / "diffusion_models" / "z_image_turbo_bf16.safetensors", 400_000),
+        "text_encoders": write_tensors(split / "text_encoders" / "qwen_3_4b.safetensors", 300_000),
+        "vae": write_tensors(split / "vae" / "ae.safetensors", 100_000),
+    }
+    write_tensors(split / "diffusion_models" / "z_image_turbo_int8_convrot.safetensors", 200_000)
+    write_tensors(split / "text_encoders" / "qwen_3_4b_fp8_mixed.safetensors", 150_000)
+    tokenizer = root / "Tongyi-MAI" / "Z-Image-Turbo" / "tokenizer"
+    tokenizer.mkdir(parents=True)
+    (tokenizer / "tokenizer.json").write_text(json.dumps({"words": ["word"] * 500}))
+    (tokenizer / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "Qwen2Tokenizer"}))
+    return files
+
+
+def checksums(root: Path, *patterns: str) -> str:
+    """Writes what stands in Candela in the place of the real files' checksums. -> CANDELA_TEST_CHECKSUMS"""
+    entries = [
+        (file.parent.relative_to(root).parts, file) for pattern in patterns for file in sorted(root.glob(pattern))
+    ]
+    path = root.parent / "checksums.json"
+    rows = [["/".join(parts[:2]), "/".join((*parts[2:], file.name)), "sha256", sha256(file)] for parts, file in entries]
+    path.write_text(json.dumps(rows))
+    return str(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import shutil
 import subprocess
 import sys
@@ -91,3 +92,13 @@ def listing(folder: Path) -> dict[str, str]:
 
 def times(folder: Path) -> dict[str, int]:
     return {str(path): path.lstat().st_mtime_ns for path in [folder, *folder.rglob("*")]}
+
+
+def repacked(index: Path, name: str) -> None:
+    """A wheel of a pure Python distribution that this Python has."""
+    found = importlib.metadata.distribution(name)
+    index.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(index / f"{name}-{found.version}-py3-none-any.whl", "w") as archive:
+        for file in found.files or []:
+            if "__pycache__" not in file.parts and file.name not in ("INSTALLER", "REQUESTED"):
+                archive.write(str(file.locate()), str(file))

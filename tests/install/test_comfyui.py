@@ -68,7 +68,7 @@ def test_what_is_no_comfyui_is_told_with_what_is_there(machine):
     (machine / "empty").mkdir()
     with pytest.raises(InstallError, match="It is empty"):
         open_comfyui(machine / "empty")
-    with pytest.raises(InstallError, match="there is no folder .*nowhere"):
+    with pytest.raises(InstallError, match=r"there is no folder .*nowhere"):
         open_comfyui(machine / "nowhere")
 
 
@@ -194,7 +194,7 @@ def test_search_finds_each_once_and_the_nearest_first(machine, monkeypatch):
     monkeypatch.setenv("COMFYUI_DIR", str(machine / "work"))
     assert [one.folder for one in search()] == [near]
     monkeypatch.setenv("COMFYUI_DIR", str(machine / "home" / "nowhere"))
-    with pytest.raises(InstallError, match="COMFYUI_DIR is set to .*nowhere: there is no folder"):
+    with pytest.raises(InstallError, match=r"COMFYUI_DIR is set to .*nowhere: there is no folder"):
         search()
 
 

@@ -36,6 +36,9 @@ CATALOGUE = {
 }
 
 
+PREVIEW_DECODER = Entry("taef1", "no model: sharp previews while Z-Image and Lumina-Image 2.0 run", "madebyollin/taef1")
+
+
 @dataclass(frozen=True)
 class Model:
     """A model found on this machine: what the user calls it, and its folder in diffusers layout; or its `parts`,
@@ -72,8 +75,14 @@ def _by_candela() -> dict[str, Model]:
     return {
         entry.model: Model(entry.model, Path(entry.folder or entry.parts["transformer"]), entry.parts)
         for entry in whole
-        if entry.folder or "transformer" in entry.parts
+        if entry.parts or entry.model != PREVIEW_DECODER.name
     }
+
+
+def preview_decoder() -> Path | None:
+    """The folder of the installed preview decoder (an AutoencoderTiny for Flux's latents), if there is one."""
+    entries = [entry for entry in read_manifest().models if entry.model == PREVIEW_DECODER.name]
+    return next((Path(entry.folder) for entry in reversed(entries) if entry.whole and _is_here(entry)), None)
 
 
 def _is_here(entry: Installed) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass
 
 from candela.checkpoints import CATALOGUE, Model, installed
+from candela.checkpoints.catalogue import PREVIEW_DECODER
 from candela.checkpoints.manifest import Installed, Manifest, read_manifest
 from candela.checkpoints.opening import read_model
 from candela.cli.output import plain, print_json, size
@@ -31,11 +33,12 @@ def run(as_json: bool) -> int:
     manifest = read_manifest()
     usable = installed()
     here = [_here(model, manifest) for model in usable]
-    here += [_unusable(entry) for entry in manifest.models if entry.model not in {model.name for model in usable}]
-    absent = [e for e in CATALOGUE.values() if e.repository and e.name not in {one.model for one in here}]
+    here += [_no_model(entry, manifest) for entry in manifest.models if entry.model not in {m.name for m in usable}]
+    known = [*CATALOGUE.values(), PREVIEW_DECODER]
+    absent = [e for e in known if e.repository and e.name not in {one.model for one in here}]
     if as_json:
-        known = [{"model": entry.name, "summary": entry.summary} for entry in absent]
-        print_json({"models": [asdict(one) for one in here], "known": known})
+        others = [{"model": entry.name, "summary": entry.summary} for entry in absent]
+        print_json({"models": [asdict(one) for one in here], "known": others})
         return 0
     _print(here)
     if absent:
@@ -60,10 +63,13 @@ def _here(model: Model, manifest: Manifest) -> Here:
     return Here(model.name, family.name, checkpoint.bytes, picture, place, files, checked, "")
 
 
-def _unusable(entry: Installed) -> Here:
-    """Installed, and not all there any more, or not yet."""
-    return Here(entry.model, "", 0, "", entry.folder or entry.root, entry.files, "",
-                f"it is not whole. Go on with: candela install {entry.model}")  # fmt: skip
+def _no_model(entry: Installed, manifest: Manifest) -> Here:
+    """Installed, and not all there any more, or not yet; or no model by itself."""
+    sizes = [os.path.getsize(file) for file in entry.files if os.path.isfile(file)]
+    whole = entry.whole and len(sizes) == len(entry.files)
+    problem = "" if whole else f"it is not whole. Go on with: candela install {entry.model}"
+    checked = min((manifest.files[file].checked for file in entry.files), default="")
+    return Here(entry.model, "", sum(sizes), "", entry.folder or entry.root, entry.files, checked, problem)
 
 
 def _print(here: list[Here]) -> None:

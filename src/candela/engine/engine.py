@@ -59,7 +59,7 @@ class Engine:
         self.load_seconds = load
         self.residency = residency or Resident()
         self._lock = threading.RLock()
-        self._projection: torch.Tensor | None = None
+        self._previewer: preview.Previewer | None = None
         self._adapters: Adapters | None = None
 
     @classmethod
@@ -346,11 +346,11 @@ class Engine:
         return torch.cat(pictures)
 
     def prepare_preview(self) -> None:
-        """Fits the map that `Step.preview` uses; with the VAE, so best before the transformer has the device."""
+        """Prepares what `Step.preview` uses; with the VAE, so best before the transformer has the device."""
         with self._lock, torch.no_grad(), memory.mapped(self.device):
-            if self._projection is None:
+            if self._previewer is None:
                 self.residency.need("vae", preview.PIXELS)
-                self._projection = preview.fit(self.components.vae)
+                self._previewer = preview.previewer(self.components.vae, self.device)
 
     # --- parts ------------------------------------------------------------------------------
 
@@ -416,9 +416,9 @@ class Engine:
         return noise.to(self.device), sampling.Start(latents, mask)
 
     def _preview(self, latents: torch.Tensor) -> list[Image.Image]:
-        if self._projection is None:
-            self._projection = preview.fit(self.components.vae)
-        return preview.render(self.family.to_raw(self.components.vae, latents), self._projection)
+        if self._previewer is None:
+            self._previewer = preview.previewer(self.components.vae, self.device)
+        return self._previewer(latents, self.family.to_raw(self.components.vae, latents))
 
     def _record(self, full: Request, index: int) -> Record:
         assert full.width and full.height and full.steps and full.guidance is not None and full.strength is not None

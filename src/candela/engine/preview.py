@@ -1,17 +1,50 @@
-"""Small pictures from latents without the VAE: a linear map from channels to red, green and blue.
+"""Pictures from latents without the VAE, while a model runs.
 
-The map is fitted once per engine from the VAE itself, on a chart of flat colours, so any VAE has one.
+Small ones by a linear map from channels to red, green and blue, fitted once per engine from the VAE itself, on a chart
+of flat colours, so any VAE has one. Whole ones by TAEF1, where it is installed and the latents are Flux's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
+from candela.checkpoints.catalogue import preview_decoder
+
 CHART, PATCH, FACTOR = 16, 16, 8  # patches a side, pixels per patch, VAE factor
 PIXELS = (CHART * PATCH) ** 2  # of the chart
+FLUX = {"latent_channels": 16, "scaling_factor": 0.3611, "shift_factor": 0.1159}  # of the VAE that TAEF1 stands in for
+
+# (latents in the model's scale, raw latents), both [B, C, h, w] -> B pictures
+Previewer = Callable[[torch.Tensor, torch.Tensor], list[Image.Image]]
+
+
+def previewer(vae: Any, device: torch.device) -> Previewer:
+    """The best there is for `vae`."""
+    folder = preview_decoder() if all(vae.config.get(key) == value for key, value in FLUX.items()) else None
+    if folder:
+        return _tiny(folder, device)
+    projection = fit(vae)
+    return lambda latents, raw: render(raw, projection)
+
+
+def _tiny(folder: Path, device: torch.device) -> Previewer:
+    """TAEF1 (github.com/madebyollin/taesd): 1.2 million parameters that decode latents in the model's scale."""
+    from diffusers import AutoencoderTiny
+    from diffusers.image_processor import VaeImageProcessor
+
+    decoder = AutoencoderTiny.from_pretrained(folder, local_files_only=True).to(device).eval()
+
+    @torch.no_grad()
+    def decode(latents: torch.Tensor, raw: torch.Tensor) -> list[Image.Image]:
+        pixels = decoder.decode(latents.to(device, decoder.dtype), return_dict=False)[0]
+        return VaeImageProcessor().postprocess(pixels.float().clamp(-1, 1), output_type="pil")
+
+    return decode
 
 
 @torch.no_grad()

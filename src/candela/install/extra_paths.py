@@ -43,8 +43,9 @@ def _sections(file: Path) -> list[dict[str, Any]]:
                 if kind != "is_default" and not isinstance(lines, str):
                     raise ValueError(f"{kind} is {lines!r}, and not text")
     except (yaml.YAMLError, AttributeError, ValueError) as error:
+        said = " ".join(str(error).split())
         raise InstallError(
-            f"{file}, which says where ComfyUI's models are, cannot be read: {error}. ComfyUI itself needs it as "
+            f"{file}, which says where ComfyUI's models are, cannot be read: {said}. ComfyUI itself needs it as "
             "sections of `kind: folder` lines: correct it, or move it away"
         ) from error
     return sections

@@ -1,0 +1,67 @@
+"""Previews by the decoder that `candela install taef1` brings."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderTiny
+from diffusers.image_processor import VaeImageProcessor
+
+from candela import Engine, Request
+from candela.checkpoints.manifest import Installed, changing_manifest
+from tests import tiny
+
+
+@pytest.fixture
+def taef1(tmp_path, monkeypatch):
+    """An AutoencoderTiny of TAEF1's shape with random weights, recorded as installed."""
+    monkeypatch.setenv("CANDELA_HOME", str(tmp_path / "data"))
+    torch.manual_seed(3)
+    blocks = (8, 8, 8, 8)
+    decoder = AutoencoderTiny(
+        latent_channels=16, encoder_block_out_channels=blocks, decoder_block_out_channels=blocks,
+        scaling_factor=1.0, shift_factor=0.0,
+    )  # fmt: skip
+    decoder.save_pretrained(tmp_path / "taef1")
+    files = tuple(map(str, (tmp_path / "taef1").iterdir()))
+    with changing_manifest() as manifest:
+        manifest.models.append(Installed("taef1", "full", "", "", str(tmp_path / "taef1"), files=files, whole=True))
+    return decoder.eval()
+
+
+def test_flux_latents_are_shown_by_the_decoder(taef1, tiny_models):
+    engine = Engine.load(tiny_models["z-image"])
+    steps = []
+    engine.generate(
+        Request("a prompt", width=64, height=48, steps=2),
+        on_step=lambda step: steps.append((step.denoised.clone(), step.preview())),
+    )
+    latents, (preview,) = steps[-1]
+    assert preview.size == (64, 48), "as large as the picture"
+    with torch.no_grad():
+        pixels = taef1.decode(latents.float()).sample.clamp(-1, 1)
+    (expected,) = VaeImageProcessor().postprocess(pixels, output_type="pil")
+    assert np.array_equal(np.asarray(preview), np.asarray(expected))
+
+
+def test_latents_of_another_vae_are_not(taef1, demo):
+    demo_again = Engine.load("demo")
+    sizes = []
+    demo_again.generate(Request("a red star", steps=1), on_step=lambda step: sizes.append(step.preview()[0].size))
+    assert sizes == [(16, 16)], "the demo's VAE is its own"
+
+
+def test_a_decoder_that_is_gone_is_no_reason_to_stop(taef1, tmp_path, tiny_models):
+    next((tmp_path / "taef1").glob("*.safetensors")).unlink()
+    sizes = []
+    Engine.load(tiny_models["lumina-image-2"]).generate(
+        Request("a prompt", width=64, height=64, steps=1), on_step=lambda step: sizes.append(step.preview()[0].size)
+    )
+    assert sizes == [(8, 8)]
+
+
+@pytest.mark.parametrize("model", ["z-image", "lumina-image-2"])
+def test_these_vaes_are_flux_s(model, tiny_models):
+    config = tiny.AutoencoderKL.load_config(tiny_models[model] / "vae")
+    assert (config["latent_channels"], config["scaling_factor"], config["shift_factor"]) == (16, 0.3611, 0.1159)
