@@ -172,34 +172,3 @@ def hub(root) -> Iterator[Hub]:
 def machine(tmp_path, hub) -> Machine:
     (tmp_path / "home").mkdir()
     return Machine(tmp_path / "home", hub.url)
-
-
-def write_split(root: Path) -> dict[str, Path]:
-    """Z-Image Turbo's split files in two precisions, of small files, and the tokenizer that belongs to them.
-
-    -> kind of ComfyUI's model folder -> file, of the most precise
-    """
-    split = root / "Comfy-Org" / "z_image_turbo" / "split_files"
-    files = {
-        "diffusion_models": write_tensors(split / "diffusion_models" / "z_image_turbo_bf16.safetensors", 400_000),
-        "text_encoders": write_tensors(split / "text_encoders" / "qwen_3_4b.safetensors", 300_000),
-        "vae": write_tensors(split / "vae" / "ae.safetensors", 100_000),
-    }
-    write_tensors(split / "diffusion_models" / "z_image_turbo_int8_convrot.safetensors", 200_000)
-    write_tensors(split / "text_encoders" / "qwen_3_4b_fp8_mixed.safetensors", 150_000)
-    tokenizer = root / "Tongyi-MAI" / "Z-Image-Turbo" / "tokenizer"
-    tokenizer.mkdir(parents=True)
-    (tokenizer / "tokenizer.json").write_text(json.dumps({"words": ["word"] * 500}))
-    (tokenizer / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "Qwen2Tokenizer"}))
-    return files
-
-
-def checksums(root: Path, *patterns: str) -> str:
-    """Writes what stands in Candela in the place of the real files' checksums. -> CANDELA_TEST_CHECKSUMS"""
-    entries = [
-        (file.parent.relative_to(root).parts, file) for pattern in patterns for file in sorted(root.glob(pattern))
-    ]
-    path = root.parent / "checksums.json"
-    rows = [["/".join(parts[:2]), "/".join((*parts[2:], file.name)), "sha256", sha256(file)] for parts, file in entries]
-    path.write_text(json.dumps(rows))
-    return str(path)

@@ -14,6 +14,7 @@ from packaging.utils import canonicalize_name
 
 from candela.errors import Conflict, InstallError
 from candela.install import pip
+from candela.install.comfyui import quoted
 from candela.install.environment import Environment, Need, broken_by, read_environment, requirement_lines
 
 HELD = re.compile(r"(torch|pytorch-|triton|xformers|nvidia-|cuda-|rocm|flash-attn|sageattention)|numpy$")
@@ -39,16 +40,12 @@ class Packages:
     """What pip would do. Names are canonical: lower case, with hyphens.
 
     Attributes:
-        new: name -> version.
-        upgraded: name -> version before and after.
+        versions: name -> version that it would install.
+        upgraded: name -> version now, of those that are there in another one.
     """
 
-    new: dict[str, str] = field(default_factory=dict)
-    upgraded: dict[str, tuple[str, str]] = field(default_factory=dict)
-
-    @property
-    def versions(self) -> dict[str, str]:
-        return {**self.new, **{name: after for name, (_, after) in self.upgraded.items()}}
+    versions: dict[str, str] = field(default_factory=dict)
+    upgraded: dict[str, str] = field(default_factory=dict)
 
 
 def read_requirements(project: Path, listed: Path) -> Requirements:
@@ -71,7 +68,7 @@ def needs_of_folder(environment: Environment, comfyui: Path, own: Path) -> list[
     return found
 
 
-def check_brought(environment: Environment, requirements: Requirements) -> None:
+def check_brought(environment: Environment, requirements: Requirements, comfyui: Path) -> None:
     """Raises: InstallError: Python or torch is too old or missing, which is ComfyUI's own matter."""
     python = environment.python
     if not SpecifierSet(requirements.python).contains(environment.version, prereleases=True):
@@ -83,10 +80,10 @@ def check_brought(environment: Environment, requirements: Requirements) -> None:
         found = environment.installed(need.name)
         if not need.holds(found):
             there = f"{need.name} {found} is installed" if found else f"there is no {need.name}"
+            first = "Update what ComfyUI needs" if found else "Does ComfyUI start? Install what it needs"
             raise InstallError(
-                f"{need}; {there} in ComfyUI's Python ({python}), and Candela never changes it. Nothing was changed. "
-                + (f"Update ComfyUI with its {need.name}" if found else "Does ComfyUI start? Install what it needs")
-                + f": {python} -m pip install --upgrade -r requirements.txt in ComfyUI's folder"
+                f"{need}; {there} in ComfyUI's Python, and Candela never changes it. Nothing was changed. {first}: "
+                f"{quoted(python)} -m pip install --upgrade -r {quoted(comfyui / 'requirements.txt')}"
             )
 
 
@@ -97,21 +94,15 @@ def plan_packages(environment: Environment, requirements: Requirements, comfyui:
         Conflict: somebody else requires what would be replaced.
         SourceError, InstallError: the index cannot be reached; Python, torch or pip is missing or too old.
     """
-    check_brought(environment, requirements)
+    check_brought(environment, requirements, comfyui)
     wanted = environment.needs("Candela", requirements.own)
     if not environment.unmet(wanted):
         return Packages()
     kept = [f"{one.name}=={one.version}" for name, one in environment.distributions.items() if HELD.match(name)]
     found = pip.resolve(environment, [str(need.requirement) for need in wanted], kept)
-    new: dict[str, str] = {}
-    upgraded: dict[str, tuple[str, str]] = {}
-    for metadata in found:
-        name, version = canonicalize_name(metadata["name"]), metadata["version"]
-        if (before := environment.installed(name)) is None:
-            new[name] = version
-        else:
-            upgraded[name] = (before, version)
-    packages = Packages(new, upgraded)
+    after: dict[str, str] = {canonicalize_name(metadata["name"]): metadata["version"] for metadata in found}
+    before = {name: environment.installed(name) for name in after}
+    packages = Packages(after, {name: version for name, version in before.items() if version})
     for metadata in found:
         wanted += environment.needs(f"{metadata['name']} {metadata['version']}", metadata.get("requires_dist", []))
     _refuse_conflicts(environment, packages, wanted, comfyui, own)
@@ -166,22 +157,33 @@ def remove_packages(
     """Takes away what pip brought for the nodes: `brought` is name -> version then, `upgraded` those of them that
     were there before -> version before. What somebody changed since is theirs.
 
-    -> name -> who needs it now, of what had to stay.
+    -> name -> why, of what had to stay: "other 1.2 requires gguf".
 
     Raises:
-        SourceError, InstallError: pip failed; an older version cannot be fetched.
+        SourceError, InstallError: pip failed, or its index cannot be reached. The packages are as before.
     """
     mine = {name for name, version in brought.items() if environment.installed(name) == version}
     others = needs_of_folder(environment, comfyui, own)
     staying: dict[str, str] = {}
+    going, back = _removable(environment, mine, upgraded, others, staying)
+    try:
+        pip.install(environment, back)
+    except pip.NotOffered as error:
+        staying |= {name: f"{name} {version} cannot be put back: {error}" for name, version in back.items()}
+        going, _ = _removable(environment, mine, upgraded, others, staying)
+    pip.uninstall(environment, sorted(going))
+    return staying
+
+
+def _removable(
+    environment: Environment, mine: set[str], upgraded: dict[str, str], others: list[Need], staying: dict[str, str]
+) -> tuple[set[str], dict[str, str]]:
+    """-> what may go, and what goes back to its version before. Adds to `staying` what somebody needs."""
     while True:  # what stays may itself need more
         going = mine - upgraded.keys() - staying.keys()
         back = {name: upgraded[name] for name in mine & upgraded.keys() - staying.keys()}
         needs = others + environment.needs_of_installed(without=going | back.keys())
         held = [need for need in needs if need.name in going] + broken_by(back, needs, environment)
         if not held:
-            break
+            return going, back
         staying |= {need.name: str(need) for need in held}
-    pip.install(environment, back)
-    pip.uninstall(environment, sorted(going))
-    return staying

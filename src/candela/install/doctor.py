@@ -68,7 +68,7 @@ def examine(comfyui: Path | None) -> Iterator[Line]:
 def _torch(name: str, torch: Torch, card: Card | None, python: Path) -> Line:
     """Can it use the card that is there?"""
     if torch.problem:
-        return Line(name, FAILED, f"cannot be imported: {torch.problem}", f"{quoted(python)} -m pip install torch")
+        return Line(name, FAILED, f"cannot be imported in {python}: {torch.problem}", GET_TORCH)
     text = f"{torch.version}, uses {torch.device or 'the CPU'}"
     if card and not torch.device and not torch.built_for:
         return Line(name, WARNING, f"{text}: it was built without CUDA, and cannot use {card.name}", GET_TORCH)

@@ -42,7 +42,7 @@ def _sections(file: Path) -> list[dict[str, Any]]:
             for kind, lines in section.items():
                 if kind != "is_default" and not isinstance(lines, str):
                     raise ValueError(f"{kind} is {lines!r}, and not text")
-    except (yaml.YAMLError, AttributeError, ValueError) as error:
+    except (OSError, yaml.YAMLError, AttributeError, ValueError) as error:
         said = " ".join(str(error).split())
         raise InstallError(
             f"{file}, which says where ComfyUI's models are, cannot be read: {said}. ComfyUI itself needs it as "

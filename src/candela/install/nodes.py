@@ -70,7 +70,7 @@ class Removed:
 
     Attributes:
         edited: files that somebody changed since they were installed.
-        needed: packages that stay -> who needs them now.
+        needed: packages that stay -> why: "other 1.2 requires gguf".
     """
 
     edited: tuple[Path, ...] = ()
@@ -147,7 +147,9 @@ def packs_in(custom_nodes: Path) -> list[Path]:
     found = [own] if own.is_symlink() or _holds_files(own) else []
     for project in sorted(custom_nodes.glob("*/pyproject.toml")):
         if project.parent != own and not project.parent.name.endswith(".disabled"):
-            with contextlib.suppress(OSError, ValueError, KeyError):  # another pack's, and none of our business
+            with contextlib.suppress(
+                OSError, ValueError, KeyError, TypeError
+            ):  # another pack's, and none of our business
                 if tomllib.loads(project.read_text("utf-8"))["project"]["name"] == "candela":
                     found.append(project.parent)
     return found
@@ -196,7 +198,6 @@ def install_nodes(plan: NodesPlan) -> None:
 def _record_begun(plan: NodesPlan) -> None:
     with changing_manifest() as manifest:
         known = recorded(manifest, plan.folder)
-        before = {name: before for name, (before, _) in plan.packages.upgraded.items()}
         files = dict(known.files)
         for path in plan.write:  # two checksums while one content replaces the other
             files[path] = f"{files.get(path, '')} {plan.digests[path]}".strip()
@@ -204,7 +205,7 @@ def _record_begun(plan: NodesPlan) -> None:
             manifest,
             Nodes(
                 str(plan.comfyui.folder), str(plan.folder), str(plan.comfyui.python), plan.version, files,
-                packages={**known.packages, **plan.packages.versions}, upgraded={**before, **known.upgraded},
+                packages={**known.packages, **plan.packages.versions}, upgraded={**plan.packages.upgraded, **known.upgraded},
             ),
         )  # fmt: skip
 

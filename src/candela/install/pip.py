@@ -14,6 +14,7 @@ from typing import Any
 from packaging.version import Version
 
 from candela.errors import Conflict, InstallError, SourceError
+from candela.install.comfyui import quoted
 from candela.install.environment import Environment, quiet_environ
 
 REPORTS = Version("22.2")  # `install --dry-run --report`
@@ -24,6 +25,10 @@ UNREACHABLE = re.compile(
     re.IGNORECASE,
 )
 NOT_OFFERED = re.compile(r"Could not find a version that satisfies the requirement (.+?) \(from versions: (.*)\)")
+
+
+class NotOffered(SourceError):
+    """The index can be reached, and does not have that package in that version."""
 
 
 def resolve(environment: Environment, requirements: list[str], constraints: list[str]) -> list[dict[str, Any]]:
@@ -39,7 +44,7 @@ def resolve(environment: Environment, requirements: list[str], constraints: list
         wanted.write_text("\n".join(requirements), "utf-8")
         held.write_text("\n".join(constraints), "utf-8")
         options = ["--dry-run", "--report", str(report), "-r", str(wanted), "-c", str(held)]
-        _run(environment, "install", *options, afterwards="Nothing was changed")
+        _run(environment, "install", *options)
         return [one["metadata"] for one in json.loads(report.read_text("utf-8"))["install"]]
 
 
@@ -52,22 +57,22 @@ def install(environment: Environment, versions: dict[str, str]) -> None:
     if versions:
         # Compiled files would be rewritten by the first run with other dates; without them, what pip recorded is all.
         pinned = [f"{name}=={version}" for name, version in versions.items()]
-        _run(environment, "install", "--no-deps", "--no-compile", *pinned, afterwards="Packages may be half installed")
+        _run(environment, "install", "--no-deps", "--no-compile", *pinned)
 
 
 def uninstall(environment: Environment, names: list[str]) -> None:
     """Raises: InstallError: pip could not."""
     if names:
-        _run(environment, "uninstall", "--yes", *names, afterwards=f"Left: {', '.join(names)}")
+        _run(environment, "uninstall", "--yes", *names)
 
 
-def _run(environment: Environment, command: str, *options: str, afterwards: str) -> None:
+def _run(environment: Environment, command: str, *options: str) -> None:
     call = [*_pip(environment), command, "--no-input", "--disable-pip-version-check", *options]
     environ = {**quiet_environ(), "PIP_ROOT_USER_ACTION": "ignore", "PYTHONIOENCODING": "utf-8"}
     with tempfile.TemporaryDirectory() as empty:
         run = subprocess.run(call, cwd=empty, env=environ, capture_output=True, text=True, encoding="utf-8")
     if run.returncode:
-        raise failure(f"{run.stdout}\n{run.stderr}", environment, afterwards)
+        raise failure(f"{run.stdout}\n{run.stderr}", environment)
 
 
 def _pip(environment: Environment) -> list[str]:
@@ -83,36 +88,39 @@ def _pip(environment: Environment) -> list[str]:
         return [sys.executable, "-m", "pip", "--python", str(environment.python)]
     raise InstallError(
         f"ComfyUI's Python has {f'pip {theirs}, and {REPORTS} or newer is needed' if theirs else 'no pip'} to find out "
-        f"what can be installed without harm. Run: {environment.python} -m ensurepip --upgrade"
-        f"{' && ' + str(environment.python) + ' -m pip install --upgrade pip' if theirs else ''}"
+        f"what can be installed without harm. Run: {quoted(environment.python)} -m "
+        + ("pip install --upgrade pip" if theirs else "ensurepip")
     )
 
 
-def failure(output: str, environment: Environment, afterwards: str) -> InstallError:
-    """pip's `output` as one of our errors; `afterwards` says in what state things are."""
+def failure(output: str, environment: Environment) -> InstallError:
+    """pip's `output` as one of our errors. All but the last are found before pip changes anything."""
     if "The conflict is caused by:" in output:
         return Conflict(
             f"what Candela requires does not go together with what {environment.python} has: {_sides(output)}. "
-            f"{afterwards}. Update ComfyUI, or give Candela a ComfyUI of its own"
+            f"Nothing was changed. Update ComfyUI, or give Candela a ComfyUI of its own"
         )
     if UNREACHABLE.search(output):
         return SourceError(
-            f"pip cannot reach its package index to fetch what ComfyUI's Python lacks ({_last(output)}). {afterwards}. "
+            f"pip cannot reach its package index to fetch what ComfyUI's Python lacks ({_last(output)}). Nothing was "
+            "changed. "
             "Check the connection, or the proxy and PIP_INDEX_URL, and run it again"
         )
     if missing := NOT_OFFERED.search(output):
         offers = "no version at all" if missing[2] == "none" else f"only {missing[2][-200:]}"
-        return SourceError(
-            f"pip's package index has {offers} of {missing[1]} for Python {environment.version}. {afterwards}. Check "
+        return NotOffered(
+            f"pip's package index has {offers} of {missing[1]} for Python {environment.version}. Nothing was changed. Check "
             "PIP_INDEX_URL and PIP_NO_INDEX, if they are set; otherwise a newer Python for ComfyUI may help"
         )
     if "externally-managed-environment" in output:
         return InstallError(
-            f"{environment.python} belongs to the operating system, which lets nobody install into it. {afterwards}. "
-            "Give ComfyUI an environment of its own (python3 -m venv .venv), or, in a container, set "
+            f"{environment.python} belongs to the operating system, which lets nobody install into it. Nothing was "
+            "changed. Give ComfyUI an environment of its own (python3 -m venv .venv), or, in a container, set "
             "PIP_BREAK_SYSTEM_PACKAGES=1 and run it again"
         )
-    return InstallError(f"pip failed for {environment.python}: {_last(output)}. {afterwards}")
+    return InstallError(
+        f"pip failed for {environment.python}: {_last(output)}. Put that right and run the same command again"
+    )
 
 
 def _sides(output: str) -> str:

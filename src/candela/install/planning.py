@@ -21,6 +21,7 @@ from candela.install.sources import MODEL_INDEX, Absent, Remote, Source, compone
 
 OnHash = Callable[[Path, int], None]  # a file that is being compared, and how many bytes of it just were
 MARGIN = 100_000_000  # bytes of every disk that stay free
+FULL, FP16 = WHOLE = ("full", "fp16")  # precisions of an authors' repository: as published, or its 16-bit variant
 KEEP = (".json", ".txt", ".model", ".jinja", ".safetensors")  # of a repository; pickles and ONNX stay behind
 
 
@@ -101,7 +102,7 @@ def publication_of(model: str) -> Publication:
     if model in PUBLICATIONS:
         return PUBLICATIONS[model]
     if re.fullmatch(r"[\w.-]+/[\w.-]+", model):
-        return Publication(repository=model)
+        return Publication(model)
     near = difflib.get_close_matches(model.lower(), PUBLICATIONS, n=2, cutoff=0.4)
     hint = f"Did you mean {' or '.join(near)}? " if near else ""
     raise ModelNotFound(
@@ -122,22 +123,22 @@ def plan_model(
         NoSpace: it would not fit.
     """
     publication, manifest = publication_of(model), read_manifest()
-    notes: list[str] = []
-    if publication.split:
-        precision, reason, remotes = _split(model, publication, places, source, precision, card, notes, manifest)
-        folder = ""
-    elif publication.repository:
-        precision, reason, remotes = _repository(model, publication, places, source, precision, manifest)
-        folder = str(places.of(publication.kind)[0] / model)
-    else:
+    if not publication.repository:
         return Plan(model, "", "comes with Candela: nothing to download", source, places.root)
+    notes: list[str] = []
+    found = None
+    if publication.split and precision not in WHOLE:
+        found = _split(model, publication, places, source, precision, card, notes, manifest)
+    folder = "" if found else str(places.of(publication.kind)[0] / model)
+    found = found or _repository(model, publication, places, source, precision, manifest)
+    precision, reason, remotes = found
     files = [_planned(remote, kind, component, places, manifest, on_hash, notes) for remote, kind, component in remotes]
     parts = {file.component: str(file.target) for file in files if file.component not in ("", "tokenizer")}
-    if publication.tokenizer and (tokenizer := next((f for f in files if f.component == "tokenizer"), None)):
+    if tokenizer := next((file for file in files if file.component == "tokenizer"), None):
         parts["tokenizer"] = str(tokenizer.target.parent)
     plan = Plan(
         model, precision, reason, source, places.root, tuple(files), folder,
-        tuple(parts.items()) if publication.split else (), _disks(files), tuple(notes),
+        () if folder else tuple(parts.items()), _disks(files), tuple(notes),
     )  # fmt: skip
     for disk in plan.disks:
         if disk.needed + MARGIN > disk.free:
@@ -150,14 +151,18 @@ def plan_model(
 
 
 Wanted = tuple[Remote, str, str]  # file, kind of folder (and folders below it), component
+Choice = tuple[str, str, list[Wanted]]  # precision, why this one, its files
 
 
 def _split(
     model: str, publication: Publication, places: Places, source: Source, precision: str | None, card: Card | None,
     notes: list[str], manifest: Manifest,
-) -> tuple[str, str, list[Wanted]]:  # fmt: skip
+) -> Choice | None:  # fmt: skip
+    """None where the source has no such files and may have the authors' repository."""
     if precision is not None and precision not in publication.split:
-        raise InstallError(f"there is no {model} in {precision}. Choose --precision {', '.join(publication.split)}")
+        raise InstallError(
+            f"there is no {model} in {precision}. Choose --precision {', '.join([*publication.split, FULL])}"
+        )
     offers: dict[str, list[Wanted]] = {}
     missing: Absent | None = None
     for name, files in publication.split.items():
@@ -169,11 +174,15 @@ def _split(
                 missing = missing or error
     if not offers:
         assert missing
-        raise missing
+        if precision or not _has(source, publication.repository):
+            raise missing
+        return None
     sizes = {name: {component: remote.bytes for remote, _, component in wanted} for name, wanted in offers.items()}
     chosen, reason = pick_precision(sizes, card, places.managed)
     if precision:
         chosen, reason = precision, "asked for"
+    if not publication.tokenizer:
+        return chosen, reason, offers[chosen]
     try:
         paths = ["tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"]
         kind = f"text_encoders/{QWEN_FOLDER}"
@@ -190,13 +199,20 @@ def _split(
     return chosen, reason, offers[chosen]
 
 
+def _has(source: Source, repository: str) -> bool:
+    try:
+        return any(remote.path == MODEL_INDEX for remote in source.files(repository))
+    except Absent:
+        return False
+
+
 def _one(source: Source, file: Published, revisions: dict[str, str]) -> Remote:
     return source.files(file.repository, [file.path], file.kind, revisions.get(file.repository, ""))[0]
 
 
 def _repository(
     model: str, publication: Publication, places: Places, source: Source, precision: str | None, manifest: Manifest
-) -> tuple[str, str, list[Wanted]]:
+) -> Choice:
     """A whole repository in diffusers layout, or a single component's."""
     name = publication.repository
     revisions = _unfinished(manifest, model, precision, places)
@@ -214,9 +230,9 @@ def _repository(
         if (remote.path.rpartition("/")[0] in folders and remote.path.endswith(KEEP)) or remote is index
     ]  # fmt: skip
     full, half = _variant(belonging, half=False), _variant(belonging, half=True)
-    offers = {"full": full} if full else {}
+    offers = {FULL: full} if full else {}
     if half:
-        offers = {"fp16": half, **offers}
+        offers = {FP16: half, **offers}
     if not offers:
         raise SourceError(f"{source.name}: {name} has no safetensors weights for {', '.join(sorted(folders))}")
     if precision is not None and precision not in offers:

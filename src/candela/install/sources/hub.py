@@ -1,0 +1,106 @@
+"""The Hugging Face hub, or a server that answers like it."""
+
+from __future__ import annotations
+
+import contextlib
+import urllib.parse
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import requests
+
+from candela.checkpoints.published import REVISIONS
+from candela.errors import SourceError
+from candela.install.http import Body, Refused, Web, check_range, retrying
+from candela.install.sources.source import Absent, Readable, Remote, Source, checked, chosen
+
+
+class Hub(Source):
+    """The Hugging Face hub, or a server that answers like it."""
+
+    connections = 4
+
+    def __init__(self, endpoint: str, token: str | None):
+        super().__init__()
+        self.name, self._endpoint = endpoint, endpoint
+        self._web, self._token = Web(token, endpoint), token
+        self._links: dict[Remote, str] = {}
+        self._listings: dict[str, list[Remote]] = {}
+
+    def files(self, repository: str, paths: Sequence[str] = (), kind: str = "", revision: str = "") -> list[Remote]:
+        if repository not in self._listings:
+            self._listings[repository] = self._listing(repository, self._commit(repository, revision))
+        return chosen(self._listings[repository], paths, repository, self.name)
+
+    def _commit(self, repository: str, wanted: str) -> str:
+        """The commit to take: the one that an unfinished install began with, else the one known to Candela, else the
+        newest. All files of an install are of one commit."""
+        for revision in filter(None, (wanted, REVISIONS.get(repository), "main")):
+            try:
+                return str(self._json(f"{self._endpoint}/api/models/{repository}/revision/{revision}")[0]["sha"])
+            except Refused as error:
+                if error.code != "RevisionNotFound" or revision == "main":
+                    raise (Absent(str(error)) if self._unknown(error) else error) from error
+                self.notice(f"{self.name} has no commit {revision[:12]} of {repository}: taking the newest")
+        raise AssertionError("main was tried last")
+
+    def _unknown(self, error: Refused) -> bool:
+        """Is there no such repository? To strangers the hub says 401, since it may be a private one."""
+        return error.status == 404 or (error.status == 401 and not error.code and not self._token)
+
+    def _listing(self, repository: str, revision: str) -> list[Remote]:
+        found: list[Remote] = []
+        url: str | None = f"{self._endpoint}/api/models/{repository}/tree/{revision}?recursive=true"
+        while url:
+            entries, url = self._json(url)
+            found += [self._remote(repository, revision, e) for e in entries if e.get("type") == "file"]
+        return found
+
+    def _remote(self, repository: str, revision: str, entry: dict[str, Any]) -> Remote:
+        lfs, path = entry.get("lfs"), entry["path"]
+        place = f"{self._endpoint}/{repository}/resolve/{revision}/{urllib.parse.quote(path)}"
+        if lfs:
+            return checked(
+                Remote(repository, revision, path, lfs["size"], place, "sha256", lfs["oid"], "hub"), self.name
+            )
+        return checked(
+            Remote(repository, revision, path, entry["size"], place, "git-sha1", entry["oid"], "hub"), self.name
+        )
+
+    def _json(self, url: str) -> tuple[Any, str | None]:
+        """-> the answer, and the address of the next page."""
+
+        def once() -> tuple[Any, str | None]:
+            with contextlib.closing(self._web.get(url)) as response:
+                try:
+                    return response.json(), response.links.get("next", {}).get("url")
+                except ValueError as error:
+                    raise SourceError(
+                        f"{url} does not answer as the hub does (no JSON). Is HF_ENDPOINT right? A plain server of "
+                        "files is given with --from URL"
+                    ) from error
+
+        return retrying(once, self.closing, self.notice)
+
+    @contextlib.contextmanager
+    def open(self, remote: Remote, start: int, end: int) -> Iterator[Readable]:
+        if (start, end) == (0, remote.bytes):
+            response = self._web.get(remote.place)
+        else:
+            response = self._part(remote, {"Range": f"bytes={start}-{end - 1}"})
+        check_range(response, start, end, remote.bytes)
+        with Body(response) as body:
+            yield body
+
+    def _part(self, remote: Remote, part: dict[str, str]) -> requests.Response:
+        """Asks the storage behind the hub, whose link is good for an hour and for any part if it was asked for without
+        one. (The hub counts its own answers: 3,000 in five minutes, for all machines behind one address.)"""
+        link = self._links.get(remote)
+        if link is None:
+            with contextlib.closing(self._web.get(remote.place, method="HEAD", away=False)) as response:
+                link = self._links[remote] = response.headers.get("Location") or response.url
+        try:
+            return self._web.get(link, part)
+        except Refused:
+            self._links.pop(remote, None)  # it has expired, or is good for one part only
+            return self._web.get(remote.place, part)

@@ -1,0 +1,151 @@
+"""What every source is: it lists files, and opens one at a byte."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from candela.checkpoints.headers import json_text
+from candela.checkpoints.published import CHECKSUMS
+from candela.errors import SourceError, WrongContent
+from candela.install.http import retrying
+
+MODEL_INDEX = "model_index.json"
+
+
+class Absent(SourceError):
+    """The source is there, and has no such file."""
+
+
+@dataclass(frozen=True)
+class Remote:
+    """One file at a source.
+
+    Attributes:
+        revision: a commit of the repository; "" where the source has none.
+        place: where the source itself has it; a URL or a path.
+        algorithm, digest: sha256, git-sha1 (of a blob) or md5, in hexadecimal; empty where nobody published one.
+        evidence: whose checksum that is: published (it stands in Candela), hub, or size only.
+        version: what changes with the content where there is no checksum: an ETag, a time of change.
+    """
+
+    repository: str
+    revision: str
+    path: str
+    bytes: int
+    place: str = ""
+    algorithm: str = ""
+    digest: str = ""
+    evidence: str = "size only"
+    version: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.path.rpartition("/")[2]
+
+    @property
+    def origin(self) -> str:
+        return f"{self.repository}{f'@{self.revision}' if self.revision else ''}/{self.path}"
+
+
+class Readable(Protocol):
+    def read(self, length: int, /) -> bytes: ...
+
+
+class Source(ABC):
+    """Attributes:
+    name: for people and for the manifest.
+    connections: how many parts of a file are worth reading at once.
+    closing: set when a download ends early, so that nobody waits for another try.
+    """
+
+    name: str
+    connections = 1
+
+    def __init__(self) -> None:
+        self.closing = threading.Event()
+        self.notice: Callable[[str], None] = lambda message: None
+
+    @abstractmethod
+    def files(self, repository: str, paths: Sequence[str] = (), kind: str = "", revision: str = "") -> list[Remote]:
+        """The files of a repository: all that may belong to the model in it, or those at `paths`; in a folder, these
+        may also lie as ComfyUI sorts them, below `kind`. Of the hub, at a revision, else the newest.
+
+        Raises:
+            SourceError: it has not all of `paths`, or no such repository.
+            WrongContent: it lists another checksum than the published one.
+        """
+
+    @abstractmethod
+    def open(self, remote: Remote, start: int, end: int) -> contextlib.AbstractContextManager[Readable]:
+        """Bytes [start, end) of a file; more may follow.
+
+        Raises:
+            SourceError, WrongContent: it cannot be had.
+        """
+
+    def read(self, remote: Remote) -> bytes:
+        """A small file, whole."""
+
+        def once() -> bytes:
+            with self.open(remote, 0, remote.bytes) as body:
+                return b"".join(iter(lambda: body.read(1 << 16), b""))
+
+        return retrying(once, self.closing, self.notice)
+
+
+def components_of(model_index: bytes) -> list[tuple[str, str]]:
+    """The components that a model_index.json names, with their classes.
+
+    Raises:
+        SourceError: it is none.
+    """
+    try:
+        value = json_text.parse(model_index)
+        pairs = [(name, value[name][1]) for name in value if isinstance(value[name], list)]
+        return [(name, cls) for name, cls in pairs if isinstance(cls, str) and re.fullmatch(r"[\w-]+", name)]
+    except (ValueError, TypeError, IndexError) as error:
+        raise SourceError(
+            f"the source's {MODEL_INDEX} cannot be read ({str(error)[:100]}). Give another source"
+        ) from error
+
+
+def candidates(repository: str, path: str, kind: str) -> list[str]:
+    """Where a file may lie below a folder or a URL that somebody filled by hand."""
+    name = path.rpartition("/")[2]
+    sorted_by_kind = [f"{kind}/{name}", name] if kind else []
+    return [f"{repository}/{path}", f"{repository.rpartition('/')[2]}/{path}", path, *sorted_by_kind]
+
+
+def checked(remote: Remote, source: str) -> Remote:
+    """With the published checksum, where there is one.
+
+    Raises:
+        WrongContent: the source lists another one for it.
+    """
+    algorithm, digest = CHECKSUMS.get((remote.repository, remote.path), ("", ""))
+    if not algorithm:
+        return remote
+    if remote.algorithm == algorithm and remote.digest != digest:
+        raise WrongContent(
+            f"{source} lists {remote.origin} with the {algorithm} {remote.digest}; published was {digest}. It is "
+            "another file now: update Candela, or give another source"
+        )
+    return replace(remote, algorithm=algorithm, digest=digest, evidence="published")
+
+
+def chosen(found: list[Remote], paths: Sequence[str], repository: str, source: str) -> list[Remote]:
+    """Those at `paths`, in that order; all if none are named."""
+    if not paths:
+        return found
+    by_path = {remote.path: remote for remote in found}
+    if absent := [path for path in paths if path not in by_path]:
+        raise Absent(
+            f"{source} has no {' and no '.join(absent)} of {repository}. Give another source, or another precision"
+        )
+    return [by_path[path] for path in paths]
