@@ -166,7 +166,7 @@ def side_by_side(root: Path, split: dict[str, Path], to: Path) -> None:
      (by_repository, True), (comfyui_models, True), (side_by_side, True)],
 )  # fmt: skip
 def test_split_files_from_elsewhere(layout, plain, split, hub, machine):
-    """From a folder, and from a plain server of it; but no server can be asked which snapshots a cache of the hub has."""
+    """From a folder, or a plain server; no server can be asked which snapshots a cache of the hub has."""
     layout(hub.root, split, hub.root / ".elsewhere")
     source = f"{hub.url}/plain/.elsewhere" if plain else str(hub.root / ".elsewhere")
     done = machine.install(TURBO, "--from", source, **({} if plain else {"HF_ENDPOINT": "http://127.0.0.1:9"}))

@@ -17,7 +17,7 @@ import candela
 from candela.checkpoints.manifest import changing_manifest, read_manifest
 from candela.errors import Conflict, InstallError, SourceError
 from candela.install.comfyui import open_comfyui
-from candela.install.dependencies import check_brought, read_requirements
+from candela.install.dependencies import Packages, check_brought, read_requirements
 from candela.install.environment import read_environment
 from candela.install.nodes import install_nodes, plan_nodes, remove_nodes
 from candela.install.pack import FOLDERS, TOP, find_pack, sha256
@@ -126,6 +126,17 @@ def test_an_upgrade_is_planned_by_both_versions_and_taken_back(comfyui, index):
     assert {k: v for k, v in after.items() if "__pycache__" not in k} == {
         k: v for k, v in before.items() if "__pycache__" not in k
     }
+
+
+def test_what_an_earlier_pack_brought_and_a_later_one_upgraded_goes_for_good(comfyui, index):
+    before = listing(comfyui)
+    install_nodes(plan(comfyui))
+    wheel(index, "gguf", "0.18")
+    (comfyui / "custom_nodes/candela/LICENSE").unlink()
+    install_nodes(replace(plan(comfyui), packages=Packages({"gguf": "0.18"}, {"gguf": "0.17"})))
+    assert installed(comfyui)["gguf"] == "0.18" and recorded().upgraded == {}
+    remove_nodes(recorded())
+    assert listing(comfyui) == before
 
 
 def test_an_older_version_that_is_offered_no_more_stays_as_it_is_and_so_does_what_it_needs(comfyui, index):

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from candela.errors import DamagedFile
+from candela.errors import DamagedFile, InstallError
 
 VERSION = 1
 
@@ -154,23 +154,40 @@ def changing_manifest() -> Iterator[Manifest]:
 
     Raises:
         DamagedFile: as `read_manifest`.
+        InstallError: it cannot be written.
     """
     from filelock import FileLock
 
     folder = home()
-    folder.mkdir(parents=True, exist_ok=True)
-    path, lock = folder / "manifest.json", folder / "manifest.lock"
-    with FileLock(lock):
+    path, lock = folder / "manifest.json", FileLock(folder / "manifest.lock")
+    with _told(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    try:
         manifest = read_manifest()
         before = manifest.as_json()
         yield manifest
         after = manifest.as_json()
-        if after == Manifest().as_json():
-            path.unlink(missing_ok=True)
-        elif after != before:
-            _write(path, json.dumps(after, indent=1))
+        with _told(folder):
+            if after == Manifest().as_json():
+                path.unlink(missing_ok=True)
+            elif after != before:
+                _write(path, json.dumps(after, indent=1))
+    finally:
         with contextlib.suppress(OSError):  # Windows keeps an open file; it does no harm
-            lock.unlink()
+            os.unlink(lock.lock_file)
+        lock.release()
+
+
+@contextlib.contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InstallError(
+            f"{folder}, where Candela keeps what it installed, cannot be written ({error.strerror or error}). Set "
+            "CANDELA_HOME to a folder that can"
+        ) from error
 
 
 def _write(path: Path, text: str) -> None:

@@ -58,8 +58,12 @@ def run(
         prepare(plan.root)
         with locked(plan.root, lambda: say(f"another installer is at work in {plan.root}: waiting for it")) as waited:
             plan = planned() if waited else plan
-            with Bars(plan) as bars:
-                install_model(plan, bars)
+            try:
+                with Bars(plan) as bars:
+                    install_model(plan, bars)
+            except KeyboardInterrupt:
+                say("stopped. What has arrived is kept: the same command goes on from there")
+                return 130
         if (plan.folder and (Path(plan.folder) / MODEL_INDEX).is_file()) or plan.parts:
             read_checkpoint(plan.model)  # from its headers: is it whole, and of one piece?
     print(plain(last_words(plan, found, changes)))

@@ -87,7 +87,7 @@ class Web:
         self._local = threading.local()
 
     def get(
-        self, url: str, headers: dict[str, str] | None = None, method: str = "GET", away: bool = True
+        self, url: str, headers: dict[str, str] | None = None, method: str = "GET", away: bool = True, hops: int = 30
     ) -> requests.Response:
         """One request, its body not yet read. Redirects are followed; to another host only if `away`.
 
@@ -119,9 +119,9 @@ class Web:
             raise SourceError(f"{url} cannot be asked for ({_reason(error)}). Check the address") from error
         if response.is_redirect:
             target = urllib.parse.urljoin(url, response.headers["Location"])
-            if urllib.parse.urlsplit(target).netloc == host:
+            if urllib.parse.urlsplit(target).netloc == host and hops:
                 response.close()
-                return self.get(target, headers, method, away)
+                return self.get(target, headers, method, away, hops - 1)
             response.headers["Location"] = target
         if response.status_code >= 400:
             with contextlib.closing(response):
@@ -202,6 +202,12 @@ class Body:
         self._response.close()
 
 
+def length_of(response: requests.Response) -> int | None:
+    """Bytes of the body, where the server tells."""
+    told = response.headers.get("Content-Length", "")
+    return int(told) if told.isdecimal() else None
+
+
 def check_range(response: requests.Response, start: int, end: int, total: int) -> None:
     """Is the answer bytes [start, end) of a file of `total` bytes?
 
@@ -219,8 +225,8 @@ def check_range(response: requests.Response, start: int, end: int, total: int) -
                 f"{start}-{end - 1} of {total}. The file at the source is not the published one; nothing of it was kept"
             )
         return
-    length = response.headers.get("Content-Length")
-    if length is not None and int(length) != total:
+    length = length_of(response)
+    if length not in (None, total):
         response.close()
         raise WrongContent(
             f"{url} has {length} bytes; {total} were published. It is not that file, or the server is damaged; "

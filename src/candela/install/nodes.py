@@ -201,11 +201,13 @@ def _record_begun(plan: NodesPlan) -> None:
         files = dict(known.files)
         for path in plan.write:  # two checksums while one content replaces the other
             files[path] = f"{files.get(path, '')} {plan.digests[path]}".strip()
+        # What an earlier run brought is not what was there before us.
+        before = {k: v for k, v in plan.packages.upgraded.items() if known.packages.get(k) != v}
         _put(
             manifest,
             Nodes(
                 str(plan.comfyui.folder), str(plan.folder), str(plan.comfyui.python), plan.version, files,
-                packages={**known.packages, **plan.packages.versions}, upgraded={**plan.packages.upgraded, **known.upgraded},
+                {**known.packages, **plan.packages.versions}, {**known.upgraded, **before},
             ),
         )  # fmt: skip
 

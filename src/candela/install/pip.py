@@ -98,19 +98,18 @@ def failure(output: str, environment: Environment) -> InstallError:
     if "The conflict is caused by:" in output:
         return Conflict(
             f"what Candela requires does not go together with what {environment.python} has: {_sides(output)}. "
-            f"Nothing was changed. Update ComfyUI, or give Candela a ComfyUI of its own"
+            "Nothing was changed. Update ComfyUI, or give Candela a ComfyUI of its own"
         )
     if UNREACHABLE.search(output):
         return SourceError(
             f"pip cannot reach its package index to fetch what ComfyUI's Python lacks ({_last(output)}). Nothing was "
-            "changed. "
-            "Check the connection, or the proxy and PIP_INDEX_URL, and run it again"
+            "changed. Check the connection, or the proxy and PIP_INDEX_URL, and run it again"
         )
     if missing := NOT_OFFERED.search(output):
         offers = "no version at all" if missing[2] == "none" else f"only {missing[2][-200:]}"
         return NotOffered(
-            f"pip's package index has {offers} of {missing[1]} for Python {environment.version}. Nothing was changed. Check "
-            "PIP_INDEX_URL and PIP_NO_INDEX, if they are set; otherwise a newer Python for ComfyUI may help"
+            f"pip's package index has {offers} of {missing[1]} for Python {environment.version}. Nothing was changed. "
+            "Check PIP_INDEX_URL and PIP_NO_INDEX, if they are set; otherwise a newer Python for ComfyUI may help"
         )
     if "externally-managed-environment" in output:
         return InstallError(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from candela.checkpoints.folder import HALF
+from candela.checkpoints.folder import HALF, PLAIN
 from candela.checkpoints.manifest import Kept, Manifest, home, read_manifest
 from candela.checkpoints.published import PUBLICATIONS, QWEN_FOLDER, Publication, Published
 from candela.errors import InstallError, ModelNotFound, NoSpace, SourceError
@@ -101,7 +101,7 @@ def publication_of(model: str) -> Publication:
     """
     if model in PUBLICATIONS:
         return PUBLICATIONS[model]
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", model):
         return Publication(model)
     near = difflib.get_close_matches(model.lower(), PUBLICATIONS, n=2, cutoff=0.4)
     hint = f"Did you mean {' or '.join(near)}? " if near else ""
@@ -227,7 +227,8 @@ def _repository(
     folders = {component for component, _ in components_of(source.read(index))} if index else {""}
     belonging = [
         remote for remote in files
-        if (remote.path.rpartition("/")[0] in folders and remote.path.endswith(KEEP)) or remote is index
+        if (remote.path.rpartition("/")[0] in folders and remote.path.endswith(KEEP) and PLAIN.fullmatch(remote.name))
+        or remote is index
     ]  # fmt: skip
     full, half = _variant(belonging, half=False), _variant(belonging, half=True)
     offers = {FULL: full} if full else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import urllib.parse
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -37,7 +38,11 @@ class Hub(Source):
         newest. All files of an install are of one commit."""
         for revision in filter(None, (wanted, REVISIONS.get(repository), "main")):
             try:
-                return str(self._json(f"{self._endpoint}/api/models/{repository}/revision/{revision}")[0]["sha"])
+                answer, _ = self._json(f"{self._endpoint}/api/models/{repository}/revision/{revision}")
+                sha = answer.get("sha") if isinstance(answer, dict) else None
+                if not isinstance(sha, str) or not re.fullmatch("[0-9a-f]{40}", sha):
+                    raise self._strange(f"names no commit of {repository}")
+                return sha
             except Refused as error:
                 if error.code != "RevisionNotFound" or revision == "main":
                     raise (Absent(str(error)) if self._unknown(error) else error) from error
@@ -53,19 +58,25 @@ class Hub(Source):
         url: str | None = f"{self._endpoint}/api/models/{repository}/tree/{revision}?recursive=true"
         while url:
             entries, url = self._json(url)
-            found += [self._remote(repository, revision, e) for e in entries if e.get("type") == "file"]
+            try:
+                found += [self._remote(repository, revision, e) for e in entries if e["type"] == "file"]
+            except (KeyError, TypeError, AttributeError) as error:
+                raise self._strange(f"lists {repository} in another way") from error
         return found
 
-    def _remote(self, repository: str, revision: str, entry: dict[str, Any]) -> Remote:
-        lfs, path = entry.get("lfs"), entry["path"]
-        place = f"{self._endpoint}/{repository}/resolve/{revision}/{urllib.parse.quote(path)}"
-        if lfs:
-            return checked(
-                Remote(repository, revision, path, lfs["size"], place, "sha256", lfs["oid"], "hub"), self.name
-            )
-        return checked(
-            Remote(repository, revision, path, entry["size"], place, "git-sha1", entry["oid"], "hub"), self.name
+    def _strange(self, what: str) -> SourceError:
+        return SourceError(
+            f"{self.name} does not answer as the hub does: it {what}. Is HF_ENDPOINT right? A plain server of files is "
+            "given with --from URL"
         )
+
+    def _remote(self, repository: str, revision: str, entry: dict[str, Any]) -> Remote:
+        lfs, path = entry.get("lfs"), str(entry["path"])
+        place = f"{self._endpoint}/{repository}/resolve/{revision}/{urllib.parse.quote(path)}"
+        size, algorithm, digest = (
+            (lfs["size"], "sha256", lfs["oid"]) if lfs else (entry["size"], "git-sha1", entry["oid"])
+        )
+        return checked(Remote(repository, revision, path, int(size), place, algorithm, str(digest), "hub"), self.name)
 
     def _json(self, url: str) -> tuple[Any, str | None]:
         """-> the answer, and the address of the next page."""
@@ -75,10 +86,7 @@ class Hub(Source):
                 try:
                     return response.json(), response.links.get("next", {}).get("url")
                 except ValueError as error:
-                    raise SourceError(
-                        f"{url} does not answer as the hub does (no JSON). Is HF_ENDPOINT right? A plain server of "
-                        "files is given with --from URL"
-                    ) from error
+                    raise self._strange("gives no JSON") from error
 
         return retrying(once, self.closing, self.notice)
 

@@ -7,9 +7,8 @@ import urllib.parse
 from collections.abc import Iterator, Sequence
 
 from candela.checkpoints.folder import CONFIG_NAMES, STEMS
-from candela.checkpoints.headers import json_text
 from candela.errors import SourceError, WrongContent
-from candela.install.http import Body, Refused, Web, check_range, retrying
+from candela.install.http import Body, Refused, Web, check_range, length_of, retrying
 from candela.install.sources.source import (
     MODEL_INDEX,
     Readable,
@@ -19,6 +18,7 @@ from candela.install.sources.source import (
     checked,
     chosen,
     components_of,
+    shards_of,
 )
 
 TOKENIZER_FILES = (
@@ -48,9 +48,9 @@ class Prefix(Source):
         remotes = [index, *filter(None, (self._find(repository, path) for path in names))]
         for remote in list(remotes):
             if remote.path.endswith(".index.json"):
-                shards = json_text.parse(self.read(remote)).get("weight_map", {}).values()
                 place = remote.path.rpartition("/")[0]
-                remotes += filter(None, (self._find(repository, f"{place}/{shard}") for shard in sorted(set(shards))))
+                names = shards_of(self.read(remote))
+                remotes += filter(None, (self._find(repository, f"{place}/{name}") for name in names))
         return remotes
 
     def _possible(self, component: str, class_name: str) -> list[str]:
@@ -68,18 +68,18 @@ class Prefix(Source):
         for below in dict.fromkeys(candidates(repository, path, kind)):
             place = f"{self.name}/{urllib.parse.quote(below)}"
 
-            def head(place: str = place) -> tuple[int, str] | None:
+            def head(place: str = place) -> tuple[int | None, str] | None:
                 try:
                     with contextlib.closing(self._web.get(place, method="HEAD")) as answer:
                         version = answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
-                        return int(answer.headers.get("Content-Length", -1)), version
+                        return length_of(answer), version
                 except Refused as error:
                     if error.status in (404, 410):
                         return None
                     raise
 
             found = retrying(head, self.closing, self.notice)
-            if found and found[0] < 0:
+            if found and found[0] is None:
                 raise SourceError(f"{place} does not tell its length, which a download needs. Give another source")
             if found:
                 return checked(Remote(repository, "", path, found[0], place, version=found[1]), self.name)

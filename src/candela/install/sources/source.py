@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from candela.checkpoints.folder import PLAIN
 from candela.checkpoints.headers import json_text
 from candela.checkpoints.published import CHECKSUMS
 from candela.errors import SourceError, WrongContent
@@ -112,6 +113,23 @@ def components_of(model_index: bytes) -> list[tuple[str, str]]:
     except (ValueError, TypeError, IndexError) as error:
         raise SourceError(
             f"the source's {MODEL_INDEX} cannot be read ({str(error)[:100]}). Give another source"
+        ) from error
+
+
+def shards_of(weight_index: bytes) -> list[str]:
+    """The files that a model.safetensors.index.json names.
+
+    Raises:
+        SourceError: it is none.
+    """
+    try:
+        names = sorted(set(json_text.parse(weight_index)["weight_map"].values()))
+        if not all(PLAIN.fullmatch(name) for name in names):
+            raise ValueError("it names something that is no file beside it")
+        return names
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise SourceError(
+            f"the source's index of weights cannot be read ({str(error)[:100]}). Give another source"
         ) from error
 
 
