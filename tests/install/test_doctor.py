@@ -84,7 +84,7 @@ def test_a_card_that_torch_cannot_use(tmp_path):
     )
     assert found["torch"].state in ("warning", "failed") and "cannot use NVIDIA GeForce RTX 3060" in found["torch"].text
     assert found["torch"].remedy
-    assert found["plan"].state == "warning" and "there are 12.9: a smaller one" in found["plan"].text
+    assert found["plan"].state == "warning" and "in nvfp4" in found["plan"].text and "12.9 GB" in found["plan"].text
 
 
 def test_half_a_model(machine, comfyui):

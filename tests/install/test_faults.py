@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from candela.install.transfer import SEGMENT
+from candela.install.transfer import BLOCK, SEGMENT
 from tests.install.conftest import INSTALL, LUMINA, Done, Machine, content, published_by, write_lumina, write_tensors
 from tests.install.hub import Hub
 from tests.install.test_killed import journal, run_until
@@ -108,13 +108,13 @@ def test_a_fault_is_told_and_the_next_run_goes_on(name, hub, machine):
 
 
 # Faults that pass, and how many bytes of the large file they make the server send again: a reset connection loses what
-# was on its way.
+# was on its way, one that stalls the block that was not full.
 TRANSIENT = {
     "a server's fault, once": (broken("status", status=500, times=1), 0),
     "a fault of the API, once": (broken("status", "api/*", status=502, times=1), 0),
     "a body that ends early, three times": (broken("truncate", after=REST, times=3), 0),
     "a reset, three times": (broken("reset", after=REST, times=3), 3 * REST),
-    "a stall, once": (broken("stall", after=REST, seconds=60, times=1), 0),
+    "a stall, once": (broken("stall", after=REST, seconds=60, times=1), BLOCK),
     "a length that is wrong for one part": (broken("length", by=1000, times=1), 0),
     "one in three of all answers": (broken("truncate", after=FIRST, chance=0.3), 0),
 }
@@ -126,7 +126,7 @@ def test_what_passes_is_not_worth_stopping_for(name, hub, machine):
     begin(hub)
     machine.backoff = " ".join(["0.05"] * 20)
     assert_whole(machine, hub, machine.install())
-    assert hub.sent[WEIGHTS] <= 20_000_082 + lost
+    assert hub.sent[WEIGHTS] <= 20_000_082 + lost + 1000  # what an error says of itself
 
 
 def test_a_server_that_wants_to_be_left_alone_is(hub, machine):

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 @dataclass(frozen=True)
 class Published:
     """One file: its repository and path there; the kind of ComfyUI's model folder that it belongs into; which
-    component it is."""
+    component it is; its length."""
 
     repository: str
     path: str
     kind: str
     component: str
+    bytes: int
 
     @property
     def name(self) -> str:
@@ -45,16 +46,22 @@ class Publication:
 TURBO, OFFICIAL = "Comfy-Org/z_image_turbo", "Tongyi-MAI/Z-Image-Turbo"
 LUMINA = "Comfy-Org/Lumina_Image_2.0_Repackaged"
 QWEN_FOLDER = "qwen_3_4b_tokenizer"  # beside the text encoder's files: they share the vocabulary
-VAE = Published(TURBO, "split_files/vae/ae.safetensors", "vae", "vae")  # Flux's; all of these models have it
+VAE = Published(TURBO, "split_files/vae/ae.safetensors", "vae", "vae", 335_304_388)  # Flux's; all of these share it
+QWEN = {"bf16": (TURBO, "qwen_3_4b", 8_044_982_048), "int8": (TURBO, "qwen_3_4b_fp8_mixed", 5_631_994_051),
+        "nvfp4": (TURBO, "qwen_3_4b_fp4_mixed", 3_479_416_193)}  # fmt: skip
 
 
-def _split(transformer: tuple[str, str], text_encoder: tuple[str, str]) -> tuple[Published, ...]:
-    """Each as (repository, file name without its end)."""
-    kinds = {"diffusion_models": ("transformer", transformer), "text_encoders": ("text_encoder", text_encoder)}
+def _split(transformer: tuple[str, str, int], text_encoder: tuple[str, str, int]) -> tuple[Published, ...]:
+    """Each as (repository, file name without its end, bytes)."""
+
+    def file(kind: str, component: str, repository: str, name: str, length: int) -> Published:
+        return Published(repository, f"split_files/{kind}/{name}.safetensors", kind, component, length)
+
     return (
-        *(Published(repository, f"split_files/{kind}/{name}.safetensors", kind, component)
-          for kind, (component, (repository, name)) in kinds.items()), VAE,
-    )  # fmt: skip
+        file("diffusion_models", "transformer", *transformer),
+        file("text_encoders", "text_encoder", *text_encoder),
+        VAE,
+    )
 
 
 PUBLICATIONS = {
@@ -62,23 +69,23 @@ PUBLICATIONS = {
     "z-image-turbo": Publication(
         OFFICIAL,
         {
-            "bf16": _split((TURBO, "z_image_turbo_bf16"), (TURBO, "qwen_3_4b")),
-            "int8": _split((TURBO, "z_image_turbo_int8_convrot"), (TURBO, "qwen_3_4b_fp8_mixed")),
-            "nvfp4": _split((TURBO, "z_image_turbo_nvfp4"), (TURBO, "qwen_3_4b_fp4_mixed")),
+            "bf16": _split((TURBO, "z_image_turbo_bf16", 12_309_866_400), QWEN["bf16"]),
+            "int8": _split((TURBO, "z_image_turbo_int8_convrot", 6_201_001_296), QWEN["int8"]),
+            "nvfp4": _split((TURBO, "z_image_turbo_nvfp4", 4_509_509_600), QWEN["nvfp4"]),
         },
         tokenizer=OFFICIAL,
     ),
     "z-image": Publication(
         "Tongyi-MAI/Z-Image",
         {
-            "bf16": _split(("Comfy-Org/z_image", "z_image_bf16"), (TURBO, "qwen_3_4b")),
-            "int8": _split(("Comfy-Org/z_image", "z_image_int8_convrot"), (TURBO, "qwen_3_4b_fp8_mixed")),
+            "bf16": _split(("Comfy-Org/z_image", "z_image_bf16", 12_309_866_400), QWEN["bf16"]),
+            "int8": _split(("Comfy-Org/z_image", "z_image_int8_convrot", 6_201_001_296), QWEN["int8"]),
         },
         tokenizer=OFFICIAL,
     ),
     "lumina-image-2": Publication(
         "Alpha-VLLM/Lumina-Image-2.0",
-        {"bf16": _split((LUMINA, "lumina_2_model_bf16"), (LUMINA, "gemma_2_2b_fp16"))},
+        {"bf16": _split((LUMINA, "lumina_2_model_bf16", 5_219_585_680), (LUMINA, "gemma_2_2b_fp16", 5_232_958_283))},
     ),
     "lumina-next-sft": Publication("Alpha-VLLM/Lumina-Next-SFT-diffusers"),
     "sdxl-turbo": Publication("stabilityai/sdxl-turbo"),

@@ -32,6 +32,6 @@ def _nodes() -> int:
         print(plain(f"removed  {pack.folder}"))
         for path in left.edited:
             print(plain(f"stays    {path}: it was edited after it was installed"))
-        for package, user in left.needed.items():
-            print(plain(f"stays    {package} in {pack.python}: {user} needs it"))
+        for package, reason in left.needed.items():
+            print(plain(f"stays    {package} in {pack.python}: {reason}"))
     return 0

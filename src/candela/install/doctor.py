@@ -13,8 +13,9 @@ from urllib.parse import urlsplit
 
 import candela
 from candela.checkpoints.manifest import Manifest, home, read_manifest
+from candela.checkpoints.published import PUBLICATIONS
 from candela.errors import DamagedFile, InstallError
-from candela.install.card import RESERVED, Card, find_card, needed
+from candela.install.card import RESERVED, Card, find_card, needed, pick_precision
 from candela.install.comfyui import ComfyUI, open_comfyui, quoted, search
 from candela.install.dependencies import read_requirements
 from candela.install.environment import read_environment
@@ -25,7 +26,6 @@ from candela.install.probes import Torch, load_pack, probe_torch
 
 OK, WARNING, FAILED = "ok", "warning", "failed"
 LITTLE_MEMORY, LITTLE_DISK = 4e9, 10e9  # bytes; the smallest of the large models needs about 8 GB on the disk
-TURBO = {"transformer": 12_300_000_000, "text_encoder": 8_000_000_000, "vae": 335_000_000}  # z-image-turbo in bf16
 GET_TORCH = "https://pytorch.org/get-started/locally"
 
 
@@ -62,7 +62,7 @@ def examine(comfyui: Path | None) -> Iterator[Line]:
     else:
         for one in examine_models(manifest, found):
             yield Line(f"model {one.name}", one.state, one.text, one.remedy)
-    yield _precision(card, torch, managed=found is not None)
+    yield _plan(card, torch, managed=found is not None)
 
 
 def _torch(name: str, torch: Torch, card: Card | None, python: Path) -> Line:
@@ -205,27 +205,25 @@ def _nodes(comfyui: ComfyUI, packs: list[Path], manifest: Manifest, python: Path
     return Line("its nodes", OK, text)
 
 
-def _precision(card: Card | None, torch: Torch, managed: bool) -> Line:
-    """What the largest wish, z-image-turbo, would get here."""
-    name, total = "z-image-turbo", sum(TURBO.values())
+def _plan(card: Card | None, torch: Torch, managed: bool) -> Line:
+    """What the largest wish, z-image-turbo, would get here, by the sizes of its published files."""
+    name = "z-image-turbo"
+    offers = {precision: {file.component: file.bytes for file in files}
+              for precision, files in PUBLICATIONS[name].split.items()}  # fmt: skip
+    precision, reason = pick_precision(offers, card, managed)
+    total = sum(offers[precision].values())
     if card:
-        need, room = needed(TURBO, managed), card.vram_bytes - RESERVED
-        how = "one component at a time on the card" if managed else "all on the card"
-        if need <= room:
-            return Line("plan", OK, f"{name} in bf16, {how}: {need / 1e9:.1f} of {card.vram_bytes / 1e9:.1f} GB")
-        text = f"{name} in bf16 needs {need / 1e9:.1f} GB, {how}; there are {card.vram_bytes / 1e9:.1f}: a smaller one"
-        return Line("plan", WARNING, text, f"candela install {name} --dry-run shows which")
+        how = "one component at a time on the card" if managed else "all of it on the card"
+        fits = needed(offers[precision], managed) <= card.vram_bytes - RESERVED
+        text = f"{name} in {precision}, {how}: {reason}"
+        return Line("plan", OK if fits else WARNING, text, "" if fits else "a smaller --width and --height may do")
     if torch.device:
-        return Line("plan", OK, f"{name} in bf16 ({total / 1e9:.1f} GB) on {torch.device}")
+        return Line("plan", OK, f"{name} in {precision} ({total / 1e9:.1f} GB) on {torch.device}")
     import psutil
 
     memory = psutil.virtual_memory().total
     text = f"on the CPU in float32: the demo in seconds; {name} needs {2 * total / 1e9:.0f} GB of memory, and minutes"
     if memory < 2 * total:
-        return Line(
-            "plan",
-            WARNING,
-            f"{text}; there are {memory / 1e9:.0f} GB",
-            """candela generate 'a red star' makes a picture with the demo""",
-        )
+        there = f"{text}; there are {memory / 1e9:.0f} GB"
+        return Line("plan", WARNING, there, "candela generate 'a red star' makes a picture with the demo")
     return Line("plan", OK, text)

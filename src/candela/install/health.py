@@ -11,7 +11,6 @@ from candela.checkpoints.folder import read_folder
 from candela.checkpoints.headers import read_header
 from candela.checkpoints.manifest import Installed, Manifest, home
 from candela.checkpoints.opening import WEIGHT_FILES, read_model
-from candela.checkpoints.published import PUBLICATIONS
 from candela.errors import CheckpointError
 from candela.install.comfyui import ComfyUI, quoted
 
@@ -65,7 +64,8 @@ def _installed(entry: Installed, manifest: Manifest, comfyui: ComfyUI | None) ->
 
 
 def _precision(entry: Installed) -> str:
-    return f" --precision {entry.precision}" if PUBLICATIONS.get(entry.model, PUBLICATIONS["demo"]).split else ""
+    precision = f'"{entry.precision}"' if " " in entry.precision else entry.precision
+    return f" --precision {precision}" if precision else ""
 
 
 def _place(entry: Installed, comfyui: ComfyUI | None) -> str:

@@ -26,12 +26,12 @@ class Hub(Source):
         self.name, self._endpoint = endpoint, endpoint
         self._web, self._token = Web(token, endpoint), token
         self._links: dict[Remote, str] = {}
-        self._listings: dict[str, list[Remote]] = {}
+        self._listings: dict[tuple[str, str], list[Remote]] = {}
 
     def files(self, repository: str, paths: Sequence[str] = (), kind: str = "", revision: str = "") -> list[Remote]:
-        if repository not in self._listings:
-            self._listings[repository] = self._listing(repository, self._commit(repository, revision))
-        return chosen(self._listings[repository], paths, repository, self.name)
+        if (repository, revision) not in self._listings:
+            self._listings[repository, revision] = self._listing(repository, self._commit(repository, revision))
+        return chosen(self._listings[repository, revision], paths, repository, self.name)
 
     def _commit(self, repository: str, wanted: str) -> str:
         """The commit to take: the one that an unfinished install began with, else the one known to Candela, else the
