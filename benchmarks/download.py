@@ -76,7 +76,7 @@ def curl(url: str, target: Path) -> float:
 
 def measure(folder: Path, pairs: int, megabytes: int) -> dict[str, object]:
     write_random(folder / "root" / REPOSITORY / FILE, megabytes)
-    target = folder / FILE
+    target, load = folder / FILE, os.getloadavg()[0]
     times: dict[str, list[float]] = {"candela": [], "curl": []}
     peaks = []
     with serving(folder / "root") as url:
@@ -95,15 +95,15 @@ def measure(folder: Path, pairs: int, megabytes: int) -> dict[str, object]:
     medians = {side: statistics.median(values) for side, values in times.items()}
     return {
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
+        "load before": round(load, 2),
         "MiB": megabytes,
         "pairs": pairs,
         "median MiB/s": {side: round(megabytes / value) for side, value in medians.items()},
         "seconds": {side: [round(value, 2) for value in values] for side, values in times.items()},
         "speed as a part of curl's": round(medians["curl"] / medians["candela"], 3),
-        "lowest and highest of a pair": [round(f(c / o for c, o in zip(times["curl"], times["candela"])), 3)
-                                         for f in (min, max)],
+        "the same, pair by pair": [round(c / o, 2) for c, o in zip(times["curl"], times["candela"])],
         "peak MiB": round(max(peaks)),
-    }  # fmt: skip
+    }
 
 
 def main() -> None:
