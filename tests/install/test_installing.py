@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from PIL import Image
 
 from candela.checkpoints.catalogue import DEMO_FOLDER
 from tests.conftest import STAR, pixels
-from tests.install.conftest import Machine, content, times
+from tests.install.conftest import Machine, content, sha256, times, write_lumina
 from tests.install.hub import Hub
 from tests.install.publish import publish_turbo
 
@@ -146,7 +147,7 @@ def test_verify_finds_what_a_disk_did_and_install_repairs_it(user, data):
     assert "candela install z-image-turbo" in found.message
     assert found.output.count("  ok") == 4
     repaired = install(user)
-    assert "replace" in repaired.output and "not the published one any more" in repaired.message
+    assert "repair" in repaired.output and "it is damaged" in repaired.message
     assert user.run("verify", "z-image-turbo").code == 0
 
 
@@ -156,9 +157,64 @@ def test_verify_tells_missing_and_changed_files_apart(user, data):
     (data / ENCODER).write_bytes(b"another model's, put here by its owner")
     found = user.run("verify", "z-image-turbo")
     assert found.code == 1 and "missing" in found.output and "another file now" in found.output
+    before = content(data)
+    refused = user.install("z-image-turbo")
+    assert refused.code == 1 and "not overwritten: move it away" in refused.message and content(data) == before
     removed = user.run("uninstall", "z-image-turbo")
-    assert f"stays    {data / ENCODER}: it was changed" in removed.output
+    assert f"stays    {data / ENCODER}: it was written after" in removed.output
     assert list(content(data)) == [ENCODER]
+
+
+def test_a_file_put_there_after_a_stop_is_its_owner_s(user, data, turbo_hub):
+    turbo_hub.speed = 1_000_000
+    try:
+        process = user.start("install", "z-image-turbo", "--yes", "--comfyui", "none")
+        while not (data / TRANSFORMER).with_name("z_image_turbo_bf16.safetensors.candela-part").exists():
+            time.sleep(0.05)
+        process.kill()
+        process.wait()
+    finally:
+        turbo_hub.speed = 0
+    own = data / TRANSFORMER
+    own.write_bytes(b"my own work")
+    refused = user.install("z-image-turbo")
+    assert refused.code == 1 and "not overwritten" in refused.message
+    assert user.run("verify").code == 1
+    removed = user.run("uninstall", "z-image-turbo")
+    assert f"stays    {own}" in removed.output
+    assert content(data) == {TRANSFORMER: sha256(own)}, "and nothing else stays, no lock and no part"
+
+
+def test_what_an_update_drops_goes_too(user, data, turbo_root, turbo_hub):
+    """Files that the next revision of a repository has no more."""
+    folder = write_lumina(turbo_root)
+    turbo_hub.publish()
+    install(user, "lumina-image-2")
+    extra = folder / "tokenizer" / "special_tokens_map.json"
+    extra.write_text("{}")
+    turbo_hub.publish()
+    assert "download" in install(user, "lumina-image-2").output
+    here = data / "models/diffusers/lumina-image-2/tokenizer/special_tokens_map.json"
+    assert here.is_file()
+    extra.unlink()
+    turbo_hub.publish()
+    install(user, "lumina-image-2")
+    assert not here.exists()
+    assert user.run("uninstall", "lumina-image-2").code == 0
+    assert content(data) == {}
+
+
+def test_a_link_to_a_disk_that_is_not_there_stays(user, data, tmp_path):
+    vae = data / "models" / "vae"
+    vae.mkdir(parents=True)
+    (vae / "ae.safetensors").symlink_to(tmp_path / "not-mounted" / "ae.safetensors")
+    refused = user.install("z-image-turbo")
+    assert refused.code == 1 and "is a link to" in refused.message and (vae / "ae.safetensors").is_symlink()
+
+
+def test_a_shared_data_folder_is_read_by_everybody(user, data):
+    install(user)
+    assert (data / "manifest.json").stat().st_mode & 0o444 == 0o444
 
 
 def test_what_cannot_be_asked_for(user, data):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import tempfile
@@ -15,9 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from candela.errors import DamagedFile, InstallError
+from candela.errors import DamagedFile, InstallError, NoSpace
 
 VERSION = 1
+WRITING, GOOD, DAMAGED = "writing", "good", "damaged"
 
 
 @dataclass(frozen=True)
@@ -27,14 +29,18 @@ class Kept:
     Attributes:
         origin: owner/name@revision/path at the source.
         ours: written by Candela; False where the user had it before.
-        bytes, mtime_ns: when its checksum was last compared; another value now means that it has to be compared again.
-        sha256: of the content. Empty while the file is being written.
-        checked: when, in UTC; empty while it never was.
+        state: writing (not in place yet, or not known to be), good, or damaged (found so, and not written since).
+        expected: while writing, what is to come: algorithm:digest; empty where nobody published one.
+        bytes, mtime_ns: when its checksum was last compared; another value now means that somebody wrote it since.
+        sha256: of the content.
+        checked: when, in UTC.
         evidence: whose checksum it was compared with: published (stands in Candela), hub, size only.
     """
 
     origin: str
     ours: bool
+    state: str = GOOD
+    expected: str = ""
     bytes: int = 0
     mtime_ns: int = 0
     sha256: str = ""
@@ -42,12 +48,12 @@ class Kept:
     evidence: str = ""
 
     def unchanged(self, path: Path) -> bool:
-        """Is the file at `path` still the one that was checked, by its length and time of change?"""
+        """Has nobody written the file at `path` since it was compared, by its length and time of change?"""
         try:
             now = path.stat()
         except OSError:
             return False
-        return bool(self.sha256) and (now.st_size, now.st_mtime_ns) == (self.bytes, self.mtime_ns)
+        return self.state != WRITING and (now.st_size, now.st_mtime_ns) == (self.bytes, self.mtime_ns)
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,7 @@ class Installed:
 
     Attributes:
         root: the models folder that it was installed into.
+        lock: the folder in which installers wait for each other.
         source: where from, for people.
         folder: of a model in diffusers layout; "" otherwise.
         parts: component -> file or folder, of a model in split files.
@@ -67,6 +74,7 @@ class Installed:
     precision: str
     root: str
     source: str
+    lock: str = ""
     folder: str = ""
     parts: dict[str, str] = field(default_factory=dict)
     files: tuple[str, ...] = ()
@@ -116,7 +124,10 @@ def home() -> Path:
     """The user's data folder: CANDELA_HOME, else the platform's own (~/.local/share/candela,
     ~/Library/Application Support/candela, %LOCALAPPDATA%\\candela)."""
     if chosen := os.environ.get("CANDELA_HOME"):
-        return Path(chosen).expanduser().absolute()
+        try:
+            return Path(chosen).expanduser().absolute()
+        except RuntimeError as error:  # no such user
+            raise InstallError(f"CANDELA_HOME is {chosen}, which is no folder: {error}") from error
     import platformdirs
 
     return platformdirs.user_data_path("candela", appauthor=False)
@@ -141,6 +152,11 @@ def read_manifest() -> Manifest:
         )
     except (FileNotFoundError, NotADirectoryError):
         return Manifest()
+    except PermissionError as error:
+        raise DamagedFile(
+            f"{path}, where Candela keeps what was installed, may not be read by this user. Its owner can allow it: "
+            f"chmod a+r {path}"
+        ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedFile(
             f"{path}, where Candela keeps what it installed, cannot be read ({error}). Put a copy back, or move it "
@@ -184,6 +200,11 @@ def _told(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoSpace(
+                f"the disk of {folder}, where Candela keeps what it installed, is full. Free some space and run the "
+                "same command again"
+            ) from error
         raise InstallError(
             f"{folder}, where Candela keeps what it installed, cannot be written ({error.strerror or error}). Set "
             "CANDELA_HOME to a folder that can"
@@ -194,6 +215,8 @@ def _write(path: Path, text: str) -> None:
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix="manifest.", suffix=".tmp")
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            if os.name == "posix":  # a data folder may be shared: readable like any other file
+                os.fchmod(descriptor, path.stat().st_mode & 0o777 if path.exists() else 0o644)
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

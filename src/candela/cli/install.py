@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from candela.checkpoints import read_checkpoint
 from candela.cli.output import plain, say, size
-from candela.errors import InvalidRequest
+from candela.errors import CheckpointError, InstallError, InvalidRequest
 from candela.install.card import find_card
 from candela.install.comfyui import ComfyUI, open_comfyui, search
-from candela.install.installing import install_model, prepare
+from candela.install.installing import finished, install_model, prepare
 from candela.install.locking import locked
 from candela.install.nodes import NodesPlan, install_nodes, plan_nodes
 from candela.install.planning import Places, Plan, PlannedFile, plan_model, publication_of
 from candela.install.sources import MODEL_INDEX, open_source
 
 NO_COMFYUI = "none"
-DOING = {"fetch": "download", "resume": "go on", "here": "is here", "replace": "replace"}
+DOING = {"fetch": "download", "resume": "go on", "here": "is here", "repair": "repair", "update": "update"}
 SMALL = 1_000_000  # bytes: files below are named together
 
 
-def run(
-    model: str, comfyui: str | None, source: str, precision: str | None, dry_run: bool, yes: bool, nodes: bool = True
-) -> int:
+def run(model: str, comfyui: str | None, source: str, precision: str | None, dry_run: bool, yes: bool) -> int:
     """-> exit code
 
     Raises:
@@ -39,10 +36,9 @@ def run(
     card = find_card()
 
     def planned() -> Plan:
-        with hashing() as on_hash:
-            return plan_model(model, places, source_, precision, card, on_hash)
+        return plan_model(model, places, source_, precision, card, hashing())
 
-    pack = plan_nodes(found) if found and nodes else None
+    pack = plan_nodes(found) if found else None
     plan = planned()
     changes = bool(plan.todo) or bool(pack and pack.changes)
     print("\n".join(map(plain, describe(plan, found, pack))))
@@ -54,20 +50,32 @@ def run(
     if pack and pack.changes:
         install_nodes(pack)
         print(f"The nodes are in {pack.folder}. Restart ComfyUI to see them.")
-    if plan.files:
-        prepare(plan.root)
-        with locked(plan.root, lambda: say(f"another installer is at work in {plan.root}: waiting for it")) as waited:
-            plan = planned() if waited else plan
-            try:
+    if not finished(plan):
+        prepare(plan.lock)
+        try:
+            with locked(plan.lock, lambda: say(f"another installer is at work in {plan.root}: waiting for it")):
+                plan = planned()  # the question may have stood for an hour, and another installer may have been here
                 with Bars(plan) as bars:
                     install_model(plan, bars)
-            except KeyboardInterrupt:
-                say("stopped. What has arrived is kept: the same command goes on from there")
-                return 130
-        if (plan.folder and (Path(plan.folder) / MODEL_INDEX).is_file()) or plan.parts:
-            read_checkpoint(plan.model)  # from its headers: is it whole, and of one piece?
+        except KeyboardInterrupt:
+            say("stopped. What has arrived is kept: the same command goes on from there")
+            return 130
+        check(plan)
     print(plain(last_words(plan, found, changes)))
     return 0
+
+
+def check(plan: Plan) -> None:
+    """Is what was installed whole and of one piece, by its headers?
+
+    Raises:
+        InstallError: it is not.
+    """
+    if "tokenizer" in dict(plan.parts) or (plan.folder and (Path(plan.folder) / MODEL_INDEX).is_file()):
+        try:
+            read_checkpoint(plan.model)
+        except CheckpointError as error:
+            raise InstallError(f"everything has arrived, but it cannot be used: {error}") from error
 
 
 def chosen_comfyui(typed: str | None, yes: bool) -> ComfyUI | None:
@@ -143,7 +151,7 @@ def _line(file: PlannedFile, root: Path) -> str:
         shown = file.target.relative_to(root).as_posix()
     except ValueError:  # in one of ComfyUI's extra model paths
         shown = str(file.target)
-    more = {"replace": ": it is not the published one any more", "resume": f": {size(file.left)} to go"}
+    more = {"repair": ": it is damaged", "update": ": a newer one is published", "resume": f": {size(file.left)} to go"}
     by = {"published": "published checksum", "hub": "the hub's checksum"}.get(file.remote.evidence, "no checksum")
     return f"{size(file.remote.bytes):>9}  {DOING[file.state]:9} {shown}{more.get(file.state, '')}  ({by})"
 
@@ -176,8 +184,7 @@ def last_words(plan: Plan, comfyui: ComfyUI | None, changed: bool) -> str:
     return f"{begin} In ComfyUI: Templates, candela, demo_no_download" if comfyui else begin
 
 
-@contextmanager
-def hashing() -> Iterator[Callable[[Path, int], None]]:
+def hashing() -> Callable[[Path, int], None]:
     """Shows that a file which is here already is being read: twelve gigabytes take a while."""
     seen: set[Path] = set()
 
@@ -186,7 +193,7 @@ def hashing() -> Iterator[Callable[[Path, int], None]]:
             say(f"comparing {path} ({size(path.stat().st_size)}) with its checksum")
         seen.add(path)
 
-    yield on_hash
+    return on_hash
 
 
 class Bars:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from candela.checkpoints.manifest import read_manifest
-from candela.cli.output import plain
+from candela.cli.output import plain, say
 from candela.errors import ModelNotFound
 from candela.install.nodes import remove_nodes
 from candela.install.removal import remove_model
@@ -12,7 +12,9 @@ from candela.install.removal import remove_model
 def run(what: str) -> int:
     if what == "nodes":
         return _nodes()
-    gone, stays = remove_model(what)
+    if what == "demo":
+        raise ModelNotFound("the demo is a part of Candela. The nodes are removed with: candela uninstall nodes")
+    gone, stays = remove_model(what, lambda: say("an installer is at work there: waiting for it"))
     for path in gone:
         print(plain(f"removed  {path}"))
     for reason in stays:

@@ -6,14 +6,15 @@ import sys
 from pathlib import Path
 
 from candela.cli.output import plain, size
-from candela.install.verifying import CHANGED, DAMAGED, MISSING, OK, UNFINISHED, installed_of, verify
+from candela.install.verifying import CHANGED, DAMAGED, MISSING, OK, UNFINISHED, UNREADABLE, installed_of, verify
 
 SAID = {
     OK: "ok",
     MISSING: "missing: put it back with",
     DAMAGED: "damaged, its checksum is another: fetch it again with",
-    CHANGED: "another file now, written after it was installed: to replace it, use",
+    CHANGED: "another file now, written after it was installed: to have the published one again, move it away and use",
     UNFINISHED: "not whole yet: go on with",
+    UNREADABLE: "cannot be read: check who may read it, and the disk; then",
 }
 
 

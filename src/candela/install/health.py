@@ -9,7 +9,7 @@ from pathlib import Path
 from candela.checkpoints.catalogue import DEMO_FOLDER, Model, hub_cache, installed
 from candela.checkpoints.folder import read_folder
 from candela.checkpoints.headers import read_header
-from candela.checkpoints.manifest import Installed, Manifest, home
+from candela.checkpoints.manifest import DAMAGED, Installed, Manifest, home
 from candela.checkpoints.opening import WEIGHT_FILES, read_model
 from candela.errors import CheckpointError
 from candela.install.comfyui import ComfyUI, quoted
@@ -50,7 +50,7 @@ def _installed(entry: Installed, manifest: Manifest, comfyui: ComfyUI | None) ->
     for path in files:
         if problem := _problem(path):
             return Health(name, "failed", f"damaged: {problem}", again)
-    found_damaged = [path for path, kept in files.items() if kept and not kept.sha256]
+    found_damaged = [path for path, kept in files.items() if kept and kept.state == DAMAGED]
     if found_damaged:
         return Health(name, "failed", f"damaged: {_names(found_damaged)} is not what was published", again)
     changed = [path for path, kept in files.items() if kept and not kept.unchanged(path)]

@@ -3,6 +3,8 @@ before the record says so."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import datetime
 import os
 from collections.abc import Callable
@@ -10,10 +12,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
-from candela.checkpoints.manifest import Installed, Kept, changing_manifest, read_manifest
+from candela.checkpoints.manifest import GOOD, WRITING, Installed, Kept, changing_manifest, read_manifest
 from candela.errors import InstallError
 from candela.install import transfer
 from candela.install.planning import Plan, PlannedFile
+from candela.install.removal import forget
+
+REPLACING = ("repair", "update")  # states of files that are ours, and written over
 
 
 class Progress(Protocol):
@@ -32,14 +37,14 @@ def install_model(plan: Plan, progress: Progress) -> None:
     Raises:
         InstallError: what went wrong; everything that has arrived is kept for the next run.
     """
-    if not plan.todo and _recorded(plan):
+    if finished(plan):
         return
     _record_intent(plan)
     with ThreadPoolExecutor(1) as behind:
         settling: list[tuple[PlannedFile, str, Future[None]]] = []
         for file in plan.todo:
             report = progress.begin(file)
-            sha256 = transfer.fetch(plan.source, file.remote, file.target, report)
+            sha256 = transfer.fetch(plan.source, file.remote, file.target, report, file.state in REPLACING)
             progress.end(file)
             settling.append((file, sha256, behind.submit(_to_disk, file.target)))
             settling = [each for each in settling if not _settled(*each, wait=False)]
@@ -83,16 +88,19 @@ def now() -> str:
 def _entry(plan: Plan, whole: bool) -> Installed:
     files = tuple(str(file.target) for file in plan.files)
     return Installed(
-        plan.model, plan.precision, str(plan.root), plan.source.name, plan.folder, dict(plan.parts), files, whole
-    )
+        plan.model, plan.precision, str(plan.root), plan.source.name, str(plan.lock), plan.folder, dict(plan.parts),
+        files, whole,
+    )  # fmt: skip
 
 
 def _same(one: Installed, plan: Plan) -> bool:
     return (one.model, one.precision, one.root) == (plan.model, plan.precision, str(plan.root))
 
 
-def _recorded(plan: Plan) -> bool:
-    """Does the manifest have all of it, each file checked? (Its source may be another one by now.)"""
+def finished(plan: Plan) -> bool:
+    """Is nothing left to do: everything here, and in the manifest? (Its source may be another one by now.)"""
+    if plan.todo or not plan.files:
+        return not plan.files
     manifest = read_manifest()
     files = [manifest.files.get(str(file.target)) for file in plan.files]
     known = all(kept and kept.unchanged(file.target) for kept, file in zip(files, plan.files))
@@ -106,12 +114,18 @@ def _record_intent(plan: Plan) -> None:
         for file in plan.files:
             record_folder(file.target.parent, manifest.folders)
             before = manifest.files.get(str(file.target))
-            if file.state != "here":
-                manifest.files[str(file.target)] = Kept(file.remote.origin, ours=True)
-            elif before is None or not before.unchanged(file.target):
+            if file.state in ("fetch", "resume"):
+                expected = f"{file.remote.algorithm}:{file.remote.digest}" if file.remote.digest else ""
+                manifest.files[str(file.target)] = Kept(file.remote.origin, True, WRITING, expected)
+            elif file.state == "here" and not (before and before.state == GOOD and before.unchanged(file.target)):
                 # Was it put into place by a run that was killed before it could say so? Then it is ours.
                 manifest.files[str(file.target)] = _kept(file, ours=bool(before and before.ours))
-        manifest.models = [one for one in manifest.models if not _same(one, plan)] + [_entry(plan, whole=False)]
+            if file.state == "here" and before and before.ours:
+                transfer.remove_partial(file.target)
+        entry = _entry(plan, whole=False)
+        old = {name for one in manifest.models if _same(one, plan) for name in one.files}
+        entry = dataclasses.replace(entry, files=(*entry.files, *sorted(old - set(entry.files))))
+        manifest.models = [one for one in manifest.models if not _same(one, plan)] + [entry]
     for file in plan.files:
         make_folder(file.target.parent)
 
@@ -121,7 +135,7 @@ def _kept(file: PlannedFile, ours: bool, sha256: str = "") -> Kept:
     digest = sha256 or (file.remote.digest if file.remote.algorithm == "sha256" else "")
     if not digest:
         digest = transfer.digest_of(file.target, {"sha256"})["sha256"]
-    return Kept(file.remote.origin, ours, stat.st_size, stat.st_mtime_ns, digest, now(), file.remote.evidence)
+    return Kept(file.remote.origin, ours, GOOD, "", stat.st_size, stat.st_mtime_ns, digest, now(), file.remote.evidence)
 
 
 def _to_disk(path: Path) -> None:
@@ -131,7 +145,8 @@ def _to_disk(path: Path) -> None:
     if os.name == "posix":
         folder = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(folder)
+            with contextlib.suppress(OSError):  # some shares cannot
+                os.fsync(folder)
         finally:
             os.close(folder)
 
@@ -152,5 +167,9 @@ def _settled(file: PlannedFile, sha256: str, written: Future[None], wait: bool) 
 
 
 def _record_end(plan: Plan) -> None:
+    """What an earlier install of the same brought, and this one does not need, goes."""
+    entry = _entry(plan, whole=True)
     with changing_manifest() as manifest:
-        manifest.models = [one for one in manifest.models if not _same(one, plan)] + [_entry(plan, whole=True)]
+        old = [name for one in manifest.models if _same(one, plan) for name in one.files if name not in entry.files]
+        manifest.models = [one for one in manifest.models if not _same(one, plan)] + [entry]
+        forget(manifest, old)

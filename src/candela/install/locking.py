@@ -14,27 +14,26 @@ NAME = ".candela-install.lock"
 
 
 @contextlib.contextmanager
-def locked(folder: Path, waiting: Callable[[], None]) -> Iterator[bool]:
-    """Holds `folder`; `waiting` is called once if somebody else has it. -> had to wait?
+def locked(folder: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """Holds `folder`; `waiting` is called once if somebody else has it.
 
     Raises:
         InstallError: nothing can be written there.
     """
     path = folder / NAME
-    lock, waited = FileLock(path), False
+    lock = FileLock(path)
     try:
         try:
             lock.acquire(timeout=0)
         except Timeout:
             waiting()
-            waited = True
             lock.acquire()
     except OSError as error:
         raise InstallError(
             f"{folder} cannot be written ({error.strerror or error}). Install as its owner, or choose another ComfyUI"
         ) from error
     try:
-        yield waited
+        yield
     finally:
         with contextlib.suppress(OSError):  # Windows keeps an open file; the next installer takes it away
             path.unlink()

@@ -166,7 +166,7 @@ def _holds_files(folder: Path) -> bool:
     return any(path.is_file() and path.parent.name != "__pycache__" for path in folder.rglob("*"))
 
 
-def _alone() -> contextlib.AbstractContextManager[bool]:
+def _alone() -> contextlib.AbstractContextManager[None]:
     """One installer at a time: two pips in one environment damage it."""
     home().mkdir(parents=True, exist_ok=True)
     return locked(home(), lambda: None)

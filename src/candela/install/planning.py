@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from candela.checkpoints.folder import HALF, PLAIN
-from candela.checkpoints.manifest import Kept, Manifest, home, read_manifest
+from candela.checkpoints.manifest import DAMAGED, GOOD, Kept, Manifest, home, read_manifest
 from candela.checkpoints.published import PUBLICATIONS, QWEN_FOLDER, Publication, Published
 from candela.errors import InstallError, ModelNotFound, NoSpace, SourceError
 from candela.install import transfer
@@ -31,7 +31,8 @@ class PlannedFile:
 
     Attributes:
         target: where it goes, or lies already.
-        state: fetch, resume (a part is here), here, or replace (ours, and damaged).
+        state: fetch, resume (a part is here), here, repair (ours, and damaged), or update (ours, and not the one that
+            is published now).
         left: bytes that have to be downloaded.
     """
 
@@ -55,6 +56,7 @@ class Disk:
 class Plan:
     """Attributes:
     root: the models folder.
+    lock: the folder in which installers wait for each other.
     reason: why this precision.
     folder: of a model in diffusers layout, else "".
     parts: component -> file or folder, of split files.
@@ -69,6 +71,7 @@ class Plan:
     files: tuple[PlannedFile, ...] = ()
     folder: str = ""
     parts: tuple[tuple[str, str], ...] = ()
+    lock: Path = Path()
     disks: tuple[Disk, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -88,6 +91,8 @@ class Places:
         self._comfyui = comfyui
         self.managed = comfyui is not None
         self.root = comfyui.models["diffusion_models"][0].parent if comfyui else home() / "models"
+        self.lock = self.of("diffusion_models")[0]
+        self.digests: dict[tuple[str, int, int, str], str] = {}  # of files hashed in this run
 
     def of(self, kind: str) -> tuple[Path, ...]:
         """The first is where new files go."""
@@ -119,9 +124,21 @@ def plan_model(
     Raises:
         ModelNotFound: no such model.
         SourceError, WrongContent: the source does not have it.
-        InstallError: no such precision; another file stands where one should go.
+        InstallError: no such precision; another file stands where one should go; a folder cannot be looked into.
         NoSpace: it would not fit.
     """
+    try:
+        return _plan_model(model, places, source, precision, card, on_hash)
+    except OSError as error:
+        raise InstallError(
+            f"{error.filename or places.root} cannot be read ({error.strerror or error}). Nothing was changed. Allow "
+            "it, or install as its owner"
+        ) from error
+
+
+def _plan_model(
+    model: str, places: Places, source: Source, precision: str | None, card: Card | None, on_hash: OnHash
+) -> Plan:
     publication, manifest = publication_of(model), read_manifest()
     if not publication.repository:
         return Plan(model, "", "comes with Candela: nothing to download", source, places.root)
@@ -138,14 +155,14 @@ def plan_model(
         parts["tokenizer"] = str(tokenizer.target.parent)
     plan = Plan(
         model, precision, reason, source, places.root, tuple(files), folder,
-        () if folder else tuple(parts.items()), _disks(files), tuple(notes),
+        () if folder else tuple(parts.items()), places.lock, _disks(files), tuple(notes),
     )  # fmt: skip
     for disk in plan.disks:
         if disk.needed + MARGIN > disk.free:
             raise NoSpace(
                 f"{disk.folder} has {disk.free / 1e9:.2f} GB free, and {model} needs {disk.needed / 1e9:.2f} GB more "
-                "there. Free some space, take a smaller --precision, or set CANDELA_HOME to a folder on another disk; "
-                "nothing was written"
+                "there. Nothing was written. Free some space, take a smaller --precision, or name a folder on another "
+                f"disk: {'in ComfyUI: extra_model_paths.yaml' if places.managed else 'CANDELA_HOME=FOLDER'}"
             )
     return plan
 
@@ -216,7 +233,8 @@ def _repository(
     """A whole repository in diffusers layout, or a single component's."""
     name = publication.repository
     revisions = _unfinished(manifest, model, precision, places)
-    files = source.files(name, revision=revisions.get(name, ""))
+    kind = f"{publication.kind}/{model}"
+    files = source.files(name, kind=kind, revision=revisions.get(name, ""))
     index = next((remote for remote in files if remote.path == MODEL_INDEX), None)
     config = next((remote for remote in files if remote.path == "config.json"), None)
     if index is None and config is None:
@@ -239,8 +257,7 @@ def _repository(
     if precision is not None and precision not in offers:
         raise InstallError(f"there is no {model} in {precision}. Choose --precision {' or '.join(offers)}")
     chosen = precision or next(iter(offers))
-    reason = "asked for" if precision else "half the size, as its authors run it" if half else "the only one there is"
-    kind = f"{publication.kind}/{model}"
+    reason = "asked for" if precision else "half the size of full" if half and full else "the only one there is"
     return (
         chosen,
         reason,
@@ -282,21 +299,34 @@ def _planned(
     target = folders[0] / remote.name
     for path in _already(folders, remote.name, search=not below):
         kept = manifest.files.get(str(path))
-        if is_it(path, remote, kept, on_hash):
+        if is_it(path, remote, kept, places, on_hash):
             if not remote.digest and not (kept and kept.unchanged(path)):
                 notes.append(f"{path} was there before; nobody published a checksum for it: compared by length only")
             return PlannedFile(remote, path, component, "here", 0)
-    if target.exists():
-        kept = manifest.files.get(str(target))
-        if not (kept and kept.ours):
-            raise InstallError(
-                f"{target} is there, and it is another file ({_size(target)} bytes; {remote.origin} has "
-                f"{remote.bytes}{f', {remote.algorithm} {remote.digest}' if remote.digest else ''}). It is not "
-                "overwritten: move it away, and run the same command again"
-            )
-        return PlannedFile(remote, target, component, "replace", remote.bytes)
+    if os.path.lexists(target):
+        return PlannedFile(remote, target, component, _in_the_way(target, remote, manifest), remote.bytes)
     here = transfer.arrived(remote, target) if transfer.part_of(target).is_file() else 0
     return PlannedFile(remote, target, component, "resume" if here else "fetch", remote.bytes - here)
+
+
+def _in_the_way(target: Path, remote: Remote, manifest: Manifest) -> str:
+    """-> why what stands at `target` may be replaced: it is ours, and nobody wrote it since.
+
+    Raises:
+        InstallError: somebody did.
+    """
+    kept = manifest.files.get(str(target))
+    if kept and kept.ours and kept.unchanged(target):
+        return "repair" if kept.state == DAMAGED else "update"
+    if not target.exists():
+        raise InstallError(
+            f"{target} is a link to {os.readlink(target)}, and there is nothing. Is its disk there? Nothing was changed"
+        )
+    raise InstallError(
+        f"{target} is there, and it is another file ({target.stat().st_size} bytes; {remote.origin} has {remote.bytes}"
+        f"{f', {remote.algorithm} {remote.digest}' if remote.digest else ''}). It is not overwritten: move it away, "
+        "and run the same command again"
+    )
 
 
 def _already(folders: Iterable[Path], name: str, search: bool) -> list[Path]:
@@ -308,20 +338,21 @@ def _already(folders: Iterable[Path], name: str, search: bool) -> list[Path]:
     return [path for path in dict.fromkeys([*direct, *deeper]) if path.is_file()]
 
 
-def is_it(path: Path, remote: Remote, kept: Kept | None, on_hash: OnHash) -> bool:
+def is_it(path: Path, remote: Remote, kept: Kept | None, places: Places, on_hash: OnHash) -> bool:
     """Is the file at `path` the published one? What was compared before and is unchanged is not hashed again."""
-    if _size(path) != remote.bytes:
+    stat = path.stat()
+    if stat.st_size != remote.bytes:
         return False
-    if kept and kept.unchanged(path) and (remote.algorithm == "sha256" or kept.origin == remote.origin):
+    known = kept is not None and kept.state == GOOD and kept.unchanged(path)
+    if kept and known and (remote.algorithm == "sha256" or kept.origin == remote.origin):
         return remote.algorithm != "sha256" or kept.sha256 == remote.digest
     if not remote.digest:
-        return True
-    digests = transfer.digest_of(path, {remote.algorithm}, lambda number: on_hash(path, number))
-    return digests[remote.algorithm] == remote.digest
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size
+        return kept is None or kept.state == GOOD
+    key = (str(path), stat.st_size, stat.st_mtime_ns, remote.algorithm)
+    if key not in places.digests:
+        report = lambda number: on_hash(path, number)  # noqa: E731
+        places.digests[key] = transfer.digest_of(path, {remote.algorithm}, report)[remote.algorithm]
+    return places.digests[key] == remote.digest
 
 
 def _disks(files: Iterable[PlannedFile]) -> tuple[Disk, ...]:

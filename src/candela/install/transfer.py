@@ -56,14 +56,14 @@ def arrived_bytes(target: Path) -> int:
     return min(total, len(done) * SEGMENT)
 
 
-def fetch(source: Source, remote: Remote, target: Path, report: Callable[[int], None]) -> str:
-    """Brings `remote` to `target`, whose folder is there. -> its sha256.
+def fetch(source: Source, remote: Remote, target: Path, report: Callable[[int], None], replace: bool = False) -> str:
+    """Brings `remote` to `target`, whose folder is there. -> its sha256. Only with `replace`, what is there may go.
 
     `report` is told how many bytes have come, those of earlier runs included (a negative number: they were bad).
 
     Raises:
         SourceError: the source cannot give it; what has arrived is kept for the next run.
-        WrongContent: another length or checksum than published; nothing is kept.
+        WrongContent: another checksum than published, and nothing is kept; or a strange answer.
         NoSpace: the disk is full; what has arrived is kept.
         InstallError: the file cannot be written.
     """
@@ -71,11 +71,19 @@ def fetch(source: Source, remote: Remote, target: Path, report: Callable[[int], 
     try:
         transfer = _Transfer(source, remote, part, journal, report)
         digests = transfer.run()
-        _check(remote, digests, source)
+        if remote.digest and digests[remote.algorithm] != remote.digest:
+            remove_partial(target)
+            raise WrongContent(
+                f"{remote.name} from {source.name} is damaged or another file: its {remote.algorithm} is "
+                f"{digests[remote.algorithm]}; {remote.evidence} is {remote.digest}. Nothing of it was kept. Run the "
+                "same command again; if that does not help, give another source"
+            )
+        if os.path.lexists(target) and not replace:
+            raise InstallError(
+                f"{target} was put there while it was downloaded, and is not overwritten. Run the same command again: "
+                "it says whether it is the published file"
+            )
         os.replace(part, target)
-    except WrongContent:
-        remove_partial(target)
-        raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise NoSpace(
@@ -112,15 +120,6 @@ def _hashes(algorithms: set[str], length: int) -> dict[str, Any]:
         "git-sha1": lambda: hashlib.sha1(f"blob {length}\0".encode(), usedforsecurity=False),
     }
     return {name: make[name]() for name in algorithms}
-
-
-def _check(remote: Remote, digests: dict[str, str], source: Source) -> None:
-    if remote.digest and digests[remote.algorithm] != remote.digest:
-        raise WrongContent(
-            f"{remote.name} from {source.name} is damaged or another file: its {remote.algorithm} is "
-            f"{digests[remote.algorithm]}; {remote.evidence} is {remote.digest}. Nothing of it was kept. Run the same "
-            "command again; if that does not help, give another source"
-        )
 
 
 def _marks(block: bytes, position: int, crc: int) -> int:
