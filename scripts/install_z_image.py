@@ -8,6 +8,7 @@ installing needs (no torch) goes into build/installer, beside this script's fold
 
 import importlib.util
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # What `candela install` imports, module -> package.
 NEEDS = {
     "typer": "typer", "rich": "rich", "requests": "requests", "filelock": "filelock", "platformdirs": "platformdirs",
-    "packaging": "packaging", "yaml": "pyyaml", "huggingface_hub": "huggingface_hub",
+    "packaging": "packaging", "yaml": "pyyaml",
 }  # fmt: skip
 
 
@@ -36,7 +37,8 @@ def python():
         for command in ([sys.executable, "-m", "venv", installer],
                         [*pip, "-c", ROOT / "constraints.txt", *NEEDS.values()]):  # fmt: skip
             if subprocess.run(command).returncode:
-                sys.exit(f"The installer could not be prepared; the message above says why. It was: {command[-1]}")
+                ran = shlex.join(map(str, command))
+                sys.exit(f"The installer could not be prepared; the message above says why. It was: {ran}")
         (installer / ".ready").touch()
     return installer / below
 
@@ -44,7 +46,10 @@ def python():
 if __name__ == "__main__":
     source = os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH")]))
     arguments = [str(python()), "-m", "candela", "install", "z-image-turbo", *sys.argv[1:]]
+    environment = {**os.environ, "PYTHONPATH": source}
+    if os.name == "posix":  # Ctrl-C reaches the installer itself, and it alone
+        os.execve(arguments[0], arguments, environment)
     try:
-        sys.exit(subprocess.run(arguments, env={**os.environ, "PYTHONPATH": source}).returncode)
+        sys.exit(subprocess.run(arguments, env=environment).returncode)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderTiny
 from diffusers.image_processor import VaeImageProcessor
+from safetensors.torch import load_file
 
-from candela import Engine, Request
+from candela import CandelaWarning, Engine, Request
 from candela.checkpoints.manifest import Installed, changing_manifest
 from tests import tiny
 
@@ -26,7 +31,9 @@ def taef1(tmp_path, monkeypatch):
     decoder.save_pretrained(tmp_path / "taef1")
     files = tuple(map(str, (tmp_path / "taef1").iterdir()))
     with changing_manifest() as manifest:
-        manifest.models.append(Installed("taef1", "full", "", "", str(tmp_path / "taef1"), files=files, whole=True))
+        manifest.models.append(
+            Installed("taef1", "full", root="", source="", folder=str(tmp_path / "taef1"), files=files, whole=True)
+        )
     return decoder.eval()
 
 
@@ -59,6 +66,42 @@ def test_a_decoder_that_is_gone_is_no_reason_to_stop(taef1, tmp_path, tiny_model
         Request("a prompt", width=64, height=64, steps=1), on_step=lambda step: sizes.append(step.preview()[0].size)
     )
     assert sizes == [(8, 8)]
+
+
+def cut(taef1: Path) -> str:
+    (weights,) = taef1.glob("*.safetensors")
+    os.truncate(weights, weights.stat().st_size // 2)
+    return f"{re.escape(str(taef1))} cannot be loaded .*candela install taef1"
+
+
+def pickled(taef1: Path) -> str:
+    (weights,) = taef1.glob("*.safetensors")
+    torch.save(load_file(weights), taef1 / "diffusion_pytorch_model.bin")
+    weights.write_bytes(b"")
+    return f"{re.escape(str(taef1))} cannot be loaded .*candela install taef1"
+
+
+def configured_wrongly(taef1: Path) -> str:
+    (taef1 / "config.json").write_text("[]")
+    return f"{re.escape(str(taef1))} cannot be loaded .*candela install taef1"
+
+
+def manifest_cut(taef1: Path) -> str:
+    manifest = taef1.parent / "data" / "manifest.json"
+    os.truncate(manifest, 20)
+    return f"{re.escape(str(manifest))}, where Candela keeps .* cannot be read"
+
+
+@pytest.mark.parametrize("damage", [cut, pickled, configured_wrongly, manifest_cut])
+def test_a_damaged_decoder_is_told_once_and_is_no_reason_to_stop(damage, taef1, tmp_path, tiny_models):
+    says = damage(tmp_path / "taef1")
+    sizes = []
+    with pytest.warns(CandelaWarning, match=says) as told:
+        Engine.load(tiny_models["z-image"]).generate(
+            Request("a prompt", width=64, height=64, steps=2), on_step=lambda step: sizes.append(step.preview()[0].size)
+        )
+    assert sizes == [(8, 8), (8, 8)]
+    assert len([one for one in told if one.category is CandelaWarning and re.search(says, str(one.message))]) == 1
 
 
 @pytest.mark.parametrize("model", ["z-image", "lumina-image-2"])

@@ -22,7 +22,7 @@ from tests.install.blobs import Blob, entries
 if TYPE_CHECKING:
     from tests.install.hub import Hub
 
-TOKENS = ("good", "stranger")  # who may see gated repositories, and who asked for it in vain
+GOOD, STRANGER = "hf_good0token", "hf_stranger0token"  # of who may see gated repositories, and who asked in vain
 COMPRESSED_FROM = 1000  # bytes; the hub's CloudFront compresses text for whoever accepts it, and then knows no Range
 
 
@@ -132,7 +132,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def _tree(self, hub: Hub, repository: str, revision: str, gate: bool) -> tuple[str, dict[str, Blob]]:
         """Whether the asker may, and the files -> commit, path -> file."""
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
-        if token and token not in TOKENS:
+        if token and token not in (GOOD, STRANGER):
             raise _Refused(401, message="Invalid credentials in Authorization header")
         if repository in hub.renamed:
             raise _Refused(307, headers={"Location": self.path.replace(repository, hub.renamed[repository], 1)})
@@ -143,7 +143,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         commit = hub.main[repository] if revision == "main" else revision
         if (repository, commit) not in hub.commits:
             raise _Refused(404, "RevisionNotFound", f"Invalid rev id: {revision}")
-        if gate and repository in hub.gated and token != "good":
+        if gate and repository in hub.gated and token != GOOD:
             restricted = f"Access to model {repository} is restricted"
             if not token:
                 message = f"{restricted}. You must have access to it and be authenticated to access it. Please log in."

@@ -28,7 +28,7 @@ ask(hf_hub_download, "Alpha-VLLM/Lumina-Image-2.0", "absent.json")
 ask(hf_hub_download, "Alpha-VLLM/Lumina-Image-2.0", "model_index.json", revision="0" * 40)
 ask(hf_hub_download, "no/body", "model_index.json")
 ask(hf_hub_download, "some/gated", "config.json")
-ask(hf_hub_download, "some/gated", "config.json", token="stranger")
+ask(hf_hub_download, "some/gated", "config.json", token="hf_stranger0token")
 ask(hf_hub_download, "some/gated", "config.json", token="wrong")
 """
 
@@ -64,7 +64,7 @@ def test_its_own_client_understands_the_errors(hub, tmp_path):
     assert stranger.startswith("GatedRepoError 403")
     assert "not in the authorized list" in stranger
     assert "Invalid credentials in Authorization header" in wrong
-    assert hub.authorizations["127.0.0.1"] == ["Bearer stranger", "Bearer wrong"]
+    assert hub.authorizations["127.0.0.1"] == ["Bearer hf_stranger0token", "Bearer wrong"]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from candela.checkpoints.manifest import Installed, read_manifest
-from candela.errors import ModelNotFound
+from candela.errors import DamagedFile, ModelNotFound
 
 DEMO_FOLDER = Path(__file__).parent.parent / "demo" / "model"
 
@@ -135,8 +135,11 @@ def find(model: str | os.PathLike[str]) -> Model:
 
 def installed() -> list[Model]:
     """Everything `find` can resolve by name on this machine: the demo, what Candela installed, then the hub cache's
-    diffusers models."""
-    ours = _by_candela()
+    diffusers models. A manifest that cannot be read leaves the others; `find` and the doctor tell of it."""
+    try:
+        ours = _by_candela()
+    except DamagedFile:
+        ours = {}
     models = [Model("demo", DEMO_FOLDER), *ours.values()]
     names = {entry.repository: name for name, entry in CATALOGUE.items() if entry.repository}
     for root in sorted(hub_cache().glob("models--*--*")):

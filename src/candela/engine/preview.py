@@ -6,6 +6,7 @@ of flat colours, so any VAE has one. Whole ones by TAEF1, where it is installed 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 
 from candela.checkpoints.catalogue import preview_decoder
+from candela.errors import CandelaWarning, DamagedFile
 
 CHART, PATCH, FACTOR = 16, 16, 8  # patches a side, pixels per patch, VAE factor
 PIXELS = (CHART * PATCH) ** 2  # of the chart
@@ -24,20 +26,35 @@ Previewer = Callable[[torch.Tensor, torch.Tensor], list[Image.Image]]
 
 
 def previewer(vae: Any, device: torch.device) -> Previewer:
-    """The best there is for `vae`."""
-    folder = preview_decoder() if all(vae.config.get(key) == value for key, value in FLUX.items()) else None
-    if folder:
-        return _tiny(folder, device)
+    """The best there is for `vae`; a decoder that cannot be loaded is told as a warning."""
+    if all(vae.config.get(key) == value for key, value in FLUX.items()):
+        try:
+            if folder := preview_decoder():
+                return _tiny(folder, device)
+        except DamagedFile as error:
+            warnings.warn(f"previews are small and rough: {error}", CandelaWarning, stacklevel=2)
     projection = fit(vae)
     return lambda latents, raw: render(raw, projection)
 
 
 def _tiny(folder: Path, device: torch.device) -> Previewer:
-    """TAEF1 (github.com/madebyollin/taesd): 1.2 million parameters that decode latents in the model's scale."""
+    """TAEF1 (github.com/madebyollin/taesd): 1.2 million parameters that decode latents in the model's scale.
+
+    Raises:
+        DamagedFile: it cannot be loaded.
+    """
     from diffusers import AutoencoderTiny
     from diffusers.image_processor import VaeImageProcessor
 
-    decoder = AutoencoderTiny.from_pretrained(folder, local_files_only=True).to(device).eval()
+    try:
+        decoder = AutoencoderTiny.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    except Exception as error:  # diffusers, safetensors and torch each have their own
+        said = " ".join(str(error).split())[:160]
+        raise DamagedFile(
+            f"the preview decoder in {folder} cannot be loaded ({said or type(error).__name__}). Bring it again: "
+            "candela install taef1"
+        ) from error
+    decoder = decoder.to(device).eval()
 
     @torch.no_grad()
     def decode(latents: torch.Tensor, raw: torch.Tensor) -> list[Image.Image]:

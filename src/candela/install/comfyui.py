@@ -63,14 +63,21 @@ def open_comfyui(path: str | os.PathLike[str]) -> ComfyUI:
     """The ComfyUI at `path`: its folder, the folder above it, or the custom_nodes or models in it.
 
     Raises:
-        InstallError: there is none; the message says what is there.
+        InstallError: there is none, or it may not be read; the message says what is there.
     """
-    given = Path(path).expanduser().absolute()
-    if not given.is_dir():
+    given = Path(os.path.expanduser(path)).absolute()
+    try:
+        there, names = given.is_dir(), sorted(entry.name for entry in given.iterdir()) if given.is_dir() else []
+    except OSError as error:  # a name too long, a folder that may not be looked into
+        shown = str(given) if len(str(given)) <= 200 else f"{str(given)[:200]}..."
+        raise InstallError(
+            f"{shown} cannot be looked into: {error.strerror or error}. Give the folder of ComfyUI that holds main.py: "
+            "--comfyui DIR"
+        ) from error
+    if not there:
         raise InstallError(f"there is no folder {given}. Give the folder of ComfyUI that holds main.py: --comfyui DIR")
     if folder := _located(given):
         return _read(folder)
-    names = sorted(entry.name for entry in given.iterdir())
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     raise InstallError(
         f"{given} is no ComfyUI. Looked for main.py with comfyui_version.py or comfy/ (a checkout), ComfyUI/ beside "
@@ -159,7 +166,7 @@ def _python(folder: Path) -> Path | None:
 
     Links are left as they are: an environment's Python is one, and what it points to knows nothing of it."""
     if chosen := os.environ.get("COMFYUI_PYTHON"):
-        return Path(chosen).expanduser().absolute()
+        return Path(os.path.expanduser(chosen)).absolute()
     if found := next((python for python in pythons(folder) if python.is_file()), None):
         return found
     try:

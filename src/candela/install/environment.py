@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from packaging.markers import UndefinedComparison, UndefinedEnvironmentName
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
@@ -100,9 +101,10 @@ class Environment:
         for text in requirements:
             try:
                 requirement = Requirement(text)
-            except InvalidRequirement:
+                applies = requirement.marker is None or requirement.marker.evaluate({**self.markers, "extra": ""})
+            except (InvalidRequirement, InvalidVersion, UndefinedComparison, UndefinedEnvironmentName):
                 continue
-            if requirement.marker is None or requirement.marker.evaluate({**self.markers, "extra": ""}):
+            if applies:
                 found.append(Need(who, requirement))
         return found
 

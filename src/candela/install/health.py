@@ -69,9 +69,11 @@ def _precision(entry: Installed) -> str:
 
 
 def _place(entry: Installed, comfyui: ComfyUI | None) -> str:
+    """The ComfyUI that the entry's root belongs to, which need not be the one that was found."""
     if entry.root == str(home() / "models"):
         return " --comfyui none"
-    return f" --comfyui {quoted(comfyui.folder)}" if comfyui else ""
+    its = comfyui and str(comfyui.models["diffusion_models"][0].parent) == entry.root
+    return f" --comfyui {quoted(comfyui.folder if comfyui and its else Path(entry.root).parent)}"
 
 
 def _found(model: Model) -> Health:

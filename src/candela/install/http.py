@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import email.utils
 import os
@@ -47,8 +48,29 @@ class NoRanges(SourceError):
 def timeout() -> float:
     """Seconds without a byte after which a connection counts as stalled: HF_HUB_DOWNLOAD_TIMEOUT, else 30."""
     with contextlib.suppress(ValueError):
-        return float(os.environ.get("HF_HUB_DOWNLOAD_TIMEOUT") or 30)
+        seconds = float(os.environ.get("HF_HUB_DOWNLOAD_TIMEOUT") or 30)
+        return seconds if 0 < seconds < 1e6 else 30.0
     return 30.0
+
+
+def without_userinfo(url: str) -> str:
+    """An address as it may be shown and kept: http://user:password@host/path is http://host/path."""
+    return re.sub(r"^(\w+://)[^/?#]*@", r"\1", url)
+
+
+def origin(url: str) -> tuple[str, str, int | None]:
+    """Scheme, host and port: a secret of one origin is sent to no other.
+
+    Raises:
+        ValueError: it is no address.
+    """
+    parts = urllib.parse.urlsplit(url)
+    return parts.scheme, parts.hostname or "", parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+
+
+def host_of(url: str) -> str:
+    """Its host and port, for people."""
+    return urllib.parse.urlsplit(url).netloc.rpartition("@")[2]
 
 
 def retrying(action: Callable[[], Any], closing: threading.Event, notice: Callable[[str], None]) -> Any:
@@ -79,11 +101,29 @@ def wait_for(error: Temporary, pause: float, closing: threading.Event, notice: C
         raise error
 
 
-class Web:
-    """Sessions, one per thread, that keep their connections; the token goes to its own host only."""
+class _Session(requests.Session):
+    """Decides about secrets anew at each redirect: requests itself would pass them from http to https, and add those of
+    a ~/.netrc."""
 
-    def __init__(self, token: str | None = None, token_url: str = ""):
-        self._token, self._token_host = token, urllib.parse.urlsplit(token_url).netloc
+    def __init__(self, authorize: Callable[[requests.PreparedRequest], requests.PreparedRequest]):
+        super().__init__()
+        self._authorize = authorize
+
+    def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
+        prepared_request.headers.pop("Authorization", None)
+        self._authorize(prepared_request)
+
+
+class Web:
+    """Sessions, one per thread, that keep their connections. The name and password in `url`, or else the token, go to
+    its scheme, host and port only."""
+
+    def __init__(self, token: str | None = None, url: str = ""):
+        self._token, self._origin, self._authorization = token, origin(url), f"Bearer {token}" if token else ""
+        parts = urllib.parse.urlsplit(url)
+        if parts.username is not None:
+            both = f"{urllib.parse.unquote(parts.username)}:{urllib.parse.unquote(parts.password or '')}"
+            self._authorization = f"Basic {base64.b64encode(both.encode()).decode()}"
         self._local = threading.local()
 
     def get(
@@ -94,7 +134,10 @@ class Web:
         Raises:
             Temporary, SourceError: anything but success.
         """
-        host = urllib.parse.urlsplit(url).netloc
+        try:
+            host, shown = host_of(url), without_userinfo(url)
+        except ValueError as error:
+            raise SourceError(f"a server leads to what is no address ({_reason(error)}). {_REMEDY}") from error
         try:
             response = self._session().request(
                 method, url, headers={"Accept-Encoding": "identity", **(headers or {})}, auth=self._authorize,
@@ -114,12 +157,17 @@ class Web:
         except requests.exceptions.ConnectionError as error:
             raise Temporary(f"{host} cannot be reached ({_reason(error)}). {_REMEDY}") from error
         except requests.exceptions.TooManyRedirects as error:
-            raise SourceError(f"{url} leads in a circle: it redirects more than 30 times. {_REMEDY}") from error
+            raise SourceError(f"{shown} leads in a circle: it redirects more than 30 times. {_REMEDY}") from error
         except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
-            raise SourceError(f"{url} cannot be asked for ({_reason(error)}). Check the address") from error
+            raise SourceError(f"{shown} cannot be asked for ({_reason(error)}). Check the address") from error
         if response.is_redirect:
-            target = urllib.parse.urljoin(url, response.headers["Location"])
-            if urllib.parse.urlsplit(target).netloc == host and hops:
+            try:
+                target = urllib.parse.urljoin(url, response.headers["Location"])
+                stays = origin(target) == origin(url)
+            except ValueError as error:
+                response.close()
+                raise SourceError(f"{shown} leads to what is no address ({_reason(error)}). {_REMEDY}") from error
+            if stays and hops:
                 response.close()
                 return self.get(target, headers, method, away, hops - 1)
             response.headers["Location"] = target
@@ -130,17 +178,17 @@ class Web:
 
     def _session(self) -> requests.Session:
         if not hasattr(self._local, "session"):
-            self._local.session = requests.Session()
+            self._local.session = _Session(self._authorize)
         return self._local.session
 
     def _authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        """An `auth` of our own, so that no password of a ~/.netrc is sent; requests drops it on another host."""
-        if self._token and urllib.parse.urlsplit(request.url or "").netloc == self._token_host:
-            request.headers["Authorization"] = f"Bearer {self._token}"
+        """An `auth` of our own, so that no password of a ~/.netrc is sent."""
+        if self._authorization and origin(request.url or "") == self._origin:
+            request.headers["Authorization"] = self._authorization
         return request
 
     def _refused(self, response: requests.Response, asked: str) -> SourceError:
-        status, host = response.status_code, urllib.parse.urlsplit(response.url).netloc
+        status, host = response.status_code, host_of(response.url)
         code = response.headers.get("X-Error-Code", "")
         what = urllib.parse.unquote(re.sub(r"/(resolve|tree|revision)/", " at ", urllib.parse.urlsplit(asked).path))
         what = what.removeprefix("/api/models").strip("/")
@@ -163,6 +211,10 @@ class Web:
                 f"{repository} is gated, and {has} (HTTP {status}). Accept its terms on {page}, then set HF_TOKEN to "
                 f"a token of that account ({HUB}/settings/tokens)"
             )
+        if status == 401 and self._authorization.startswith("Basic") and origin(asked) == self._origin:
+            return refused(
+                f"{host} refuses the name and password in its address (HTTP 401) for {what}. Check HF_ENDPOINT or --from"
+            )
         if status == 401 and self._token:
             return refused(
                 f"{host} refuses the token (HTTP 401) for {what}: it is wrong or expired, or there is no such "
@@ -177,23 +229,43 @@ class Web:
 
 
 class Body:
-    """The bytes of an answer; `read(n)` gives at most n of them, none at the end."""
+    """The bytes of an answer; `read(n)` gives at most n of them, none at the end. With `decode`, those that a server
+    has compressed, though nobody asked it to, are what they were before."""
 
-    def __init__(self, response: requests.Response):
-        self._response = response
-        self._host = urllib.parse.urlsplit(response.url).netloc
+    def __init__(self, response: requests.Response, decode: bool = False):
+        self._response, self._decode = response, decode
+        self._host = host_of(response.url)
 
     def read(self, length: int) -> bytes:
         """
         Raises:
             Temporary: the connection broke off, or stalled.
+            SourceError: what it was compressed to is damaged.
         """
         try:
-            return self._response.raw.read(length, decode_content=False)
+            return self._response.raw.read(length, decode_content=self._decode)
+        except urllib3.exceptions.DecodeError as error:
+            raise SourceError(
+                f"{self._host} sends what cannot be decompressed ({_reason(error)}). {_REMEDY}"
+            ) from error
         except urllib3.exceptions.ReadTimeoutError as error:
             raise Temporary(f"{self._host} stalled: no byte for {timeout():g} s. {_REMEDY}") from error
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise Temporary(f"the connection to {self._host} broke off ({_reason(error)}). {_REMEDY}") from error
+
+    def whole(self, limit: int) -> bytes:
+        """All of it.
+
+        Raises:
+            Temporary: as `read`.
+            SourceError: as `read`; it has more than `limit` bytes.
+        """
+        content = bytearray()
+        while piece := self.read(1 << 16):
+            content += piece
+            if len(content) > limit:
+                raise SourceError(f"{self._host} answers with more than {limit / 1e6:.0f} MB of text. {_REMEDY}")
+        return bytes(content)
 
     def __enter__(self) -> Body:
         return self
@@ -205,7 +277,7 @@ class Body:
 def length_of(response: requests.Response) -> int | None:
     """Bytes of the body, where the server tells."""
     told = response.headers.get("Content-Length", "")
-    return int(told) if told.isdecimal() else None
+    return int(told) if re.fullmatch("[0-9]{1,18}", told) else None
 
 
 def check_range(response: requests.Response, start: int, end: int, total: int) -> None:
@@ -215,22 +287,22 @@ def check_range(response: requests.Response, start: int, end: int, total: int) -
         NoRanges: it is the whole file, and a part was asked for.
         WrongContent: the file at the source has another length.
     """
-    url = response.url.partition("?")[0]
+    url = without_userinfo(response.url.partition("?")[0])
     if response.status_code == 206:
-        told = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", response.headers.get("Content-Range", ""))
+        told = re.fullmatch(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]+|\*)", response.headers.get("Content-Range", ""))
         if not told or int(told[1]) != start or int(told[2]) != end - 1 or told[3] not in (str(total), "*"):
             response.close()
             raise WrongContent(
                 f"{url} answers with {response.headers.get('Content-Range') or 'no range'!r}; expected bytes "
-                f"{start}-{end - 1} of {total}. The file at the source is not the published one; nothing of it was kept"
+                f"{start}-{end - 1} of {total}. That is not the published file. Give another source"
             )
         return
     length = length_of(response)
     if length not in (None, total):
         response.close()
         raise WrongContent(
-            f"{url} has {length} bytes; {total} were published. It is not that file, or the server is damaged; "
-            "nothing of it was kept"
+            f"{url} has {length} bytes; {total} were published. It is not that file, or the server is damaged: give "
+            "another source"
         )
     if (start, end) != (0, total):
         response.close()
@@ -253,16 +325,16 @@ def _reason(error: BaseException) -> str:
         arguments = [a for a in current.args if isinstance(a, BaseException)]
         current = inner if isinstance(inner, BaseException) else arguments[0] if arguments else current.__cause__
     text = str(seen[-1]).strip() or type(seen[-1]).__name__
-    return re.sub(r"<[^>]*object at 0x[^>]*>[:,]? ?", "", text)[:160]
+    return re.sub(r"<[^>]*object at 0x[^>]*>[:,]? ?|(?<=://)[^/?#\s]*@", "", text)[:160]
 
 
 def _retry_after(response: requests.Response) -> float | None:
     """Seconds that the server wants to wait: Retry-After in either form, or the hub's own RateLimit header."""
     value = response.headers.get("Retry-After", "")
-    if value.isdigit():
+    if value.isascii() and value.isdecimal():
         return float(value)
     if value:
-        with contextlib.suppress(TypeError, ValueError):
+        with contextlib.suppress(TypeError, ValueError, OverflowError, IndexError):
             return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
     limit = re.search(r"\bt=(\d+)", response.headers.get("RateLimit", "")) if response.status_code == 429 else None
     return float(limit[1]) if limit else None

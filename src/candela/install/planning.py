@@ -347,7 +347,7 @@ def is_it(path: Path, remote: Remote, kept: Kept | None, places: Places, on_hash
     if kept and known and (remote.algorithm == "sha256" or kept.origin == remote.origin):
         return remote.algorithm != "sha256" or kept.sha256 == remote.digest
     if not remote.digest:
-        return kept is None or kept.state == GOOD
+        return kept is None or kept.state != DAMAGED  # or put into place by a run that was killed before it said so
     key = (str(path), stat.st_size, stat.st_mtime_ns, remote.algorithm)
     if key not in places.digests:
         report = lambda number: on_hash(path, number)  # noqa: E731

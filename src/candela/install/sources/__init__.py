@@ -3,11 +3,13 @@ consists of and open a file at a byte."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from pathlib import Path
 
 from candela.errors import SourceError
+from candela.install.http import HUB, origin
 from candela.install.sources.folder import Folder
 from candela.install.sources.hub import Hub
 from candela.install.sources.prefix import Prefix
@@ -34,14 +36,51 @@ def open_source(name: str = "hub") -> Source:
         SourceError: neither of these.
     """
     if name == "hub":
-        from huggingface_hub import get_token
+        return Hub(_address("HF_ENDPOINT", (os.environ.get("HF_ENDPOINT") or "").strip() or HUB), _token())
+    if re.match(r"https?://", name, re.IGNORECASE):
+        return Prefix(_address("--from", name))
+    folder = Path(os.path.expanduser(name)).absolute()
+    try:
+        if folder.is_dir():
+            return Folder(folder)
+        why = ""
+    except OSError as error:  # a name too long, a folder that may not be looked into
+        why = f" ({error.strerror or error})"
+    raise SourceError(
+        f"the source {_shown(name)} is neither a folder here nor a URL{why}: give --from FOLDER or --from https://..."
+    )
 
-        return Hub((os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/"), get_token())
-    if re.match(r"https?://", name):
-        return Prefix(name.rstrip("/"))
-    folder = Path(name).expanduser().absolute()
-    if not folder.is_dir():
+
+def _address(what: str, url: str) -> str:
+    if not re.match(r"https?://", url, re.IGNORECASE):
+        raise SourceError(f"{what} is {_shown(url)}: write https:// in front")
+    try:
+        if not origin(url)[1]:
+            raise ValueError("it names no host")
+    except ValueError as error:
         raise SourceError(
-            f"the source {name} is neither a folder here nor a URL: give --from FOLDER or --from https://..."
-        )
-    return Folder(folder)
+            f"{what} is {_shown(url)}, which is no address. Write https://HOST or https://HOST/PATH"
+        ) from error
+    return url.rstrip("/")
+
+
+def _shown(name: str) -> str:
+    """What may be an address that is spelled wrongly, without a name and password that may be in it."""
+    scheme, separator, rest = name.partition("://")
+    shown = f"{scheme}://{rest.rpartition('@')[2]}" if separator else re.sub(r"^[^/@]*:[^/]*@", "", name)
+    return shown if len(shown) <= 200 else f"{shown[:200]}... ({len(name)} characters)"
+
+
+def _token() -> str | None:
+    """As huggingface_hub finds it, whose import takes time and fails where one of its settings is not to its taste."""
+    home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
+    file = os.environ.get("HF_TOKEN_PATH") or os.path.join(home, "token")
+    token = (os.environ.get("HF_TOKEN") or "").strip() or (os.environ.get("HUGGING_FACE_HUB_TOKEN") or "").strip()
+    where = "HF_TOKEN"
+    if not token:
+        where = os.path.expanduser(file)
+        with contextlib.suppress(OSError, ValueError):  # none was kept
+            token = Path(where).read_text("utf-8").strip()
+    if token and not re.fullmatch(r"[!-~]+", token):
+        raise SourceError(f"the token in {where} has characters that no token has. Set it again, or unset it")
+    return token or None

@@ -10,7 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from candela.errors import SourceError, WrongContent
-from candela.install.sources.source import MODEL_INDEX, Readable, Remote, Source, candidates, checked, chosen
+from candela.install.sources.source import (
+    Readable,
+    Remote,
+    Source,
+    candidates,
+    checked,
+    chosen,
+    firsts_of,
+    folders_of,
+)
 
 
 class Folder(Source):
@@ -22,23 +31,31 @@ class Folder(Source):
         self.name, self._folder = str(folder), folder
 
     def files(self, repository: str, paths: Sequence[str] = (), kind: str = "", revision: str = "") -> list[Remote]:
-        if paths:
-            found = [self._find(repository, path, kind) for path in paths]
-            return chosen([remote for remote in found if remote], paths, repository, self.name)
-        roots = [root for root in self._roots(repository) if (root / MODEL_INDEX).is_file()]
-        if not roots:
-            return []
-        below = (file for file in sorted(roots[0].rglob("*")) if file.is_file())
-        return [self._remote(repository, file.relative_to(roots[0]).as_posix(), file) for file in below]
+        with self._told():
+            if paths:
+                found = [self._find(repository, path, kind) for path in paths]
+                return chosen([remote for remote in found if remote], paths, repository, self.name)
+            roots = self._roots(repository, kind)
+            root = next((r for r in roots if any((r / name).is_file() for name in firsts_of(repository))), None)
+            below = sorted(file for file in _below(root) if file.is_file()) if root else []
+            return [self._remote(repository, file.relative_to(root).as_posix(), file) for file in below if root]
 
-    def _roots(self, repository: str) -> list[Path]:
-        name = repository.rpartition("/")[2]
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            place = error.filename or self.name
+            raise SourceError(f"{place} cannot be read: {error.strerror or error}. Check the source") from error
+
+    def _roots(self, repository: str, kind: str) -> list[Path]:
         cached = self._folder / f"models--{repository.replace('/', '--')}" / "snapshots"
         snapshots = sorted(cached.iterdir(), key=lambda p: p.stat().st_mtime, reverse=True) if cached.is_dir() else []
-        return [self._folder / repository, *snapshots, self._folder / name, self._folder]
+        first, *others = [self._folder / below for below in folders_of(repository, kind)]
+        return [first, *snapshots, *others]
 
     def _find(self, repository: str, path: str, kind: str) -> Remote | None:
-        places = [root / path for root in self._roots(repository)]
+        places = [root / path for root in self._roots(repository, kind)]
         places += [self._folder / below for below in candidates(repository, path, kind)]
         file = next((place for place in places if place.is_file()), None)
         return self._remote(repository, path, file) if file else None
@@ -59,6 +76,16 @@ class Folder(Source):
                 raise WrongContent(f"{remote.place} has changed while it was copied. Run the same command again")
             file.seek(start)
             yield file
+
+
+def _below(root: Path) -> Iterator[Path]:
+    """Every file; a folder that may not be read is an error, and not empty."""
+
+    def stop(error: OSError) -> None:
+        raise error
+
+    for place, _, files in os.walk(root, onerror=stop):
+        yield from (Path(place) / file for file in files)
 
 
 class _File:

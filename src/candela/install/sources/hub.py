@@ -10,10 +10,14 @@ from typing import Any
 
 import requests
 
+from candela.checkpoints.headers import json_text
 from candela.checkpoints.published import REVISIONS
 from candela.errors import SourceError
-from candela.install.http import Body, Refused, Web, check_range, retrying
+from candela.install.http import Body, Refused, Web, check_range, retrying, without_userinfo
 from candela.install.sources.source import Absent, Readable, Remote, Source, checked, chosen
+
+MAX_JSON = 64_000_000  # bytes of an answer; a page of the hub's listing has 0.5 MB
+MAX_PAGES, MAX_ENTRIES = 1000, 100_000  # of a repository's listing; the hub's pages have 1,000 entries
 
 
 class Hub(Source):
@@ -23,7 +27,7 @@ class Hub(Source):
 
     def __init__(self, endpoint: str, token: str | None):
         super().__init__()
-        self.name, self._endpoint = endpoint, endpoint
+        self.name = self._endpoint = without_userinfo(endpoint)
         self._web, self._token = Web(token, endpoint), token
         self._links: dict[Remote, str] = {}
         self._listings: dict[tuple[str, str], list[Remote]] = {}
@@ -55,12 +59,18 @@ class Hub(Source):
 
     def _listing(self, repository: str, revision: str) -> list[Remote]:
         found: list[Remote] = []
+        asked: set[str] = set()
+        number = 0
         url: str | None = f"{self._endpoint}/api/models/{repository}/tree/{revision}?recursive=true"
         while url:
+            if url in asked or len(asked) == MAX_PAGES or number > MAX_ENTRIES:
+                raise self._strange(f"lists {repository} without an end: {len(asked)} pages, {number} entries")
+            asked.add(url)
             entries, url = self._json(url)
             try:
+                number += len(entries)
                 found += [self._remote(repository, revision, e) for e in entries if e["type"] == "file"]
-            except (KeyError, TypeError, AttributeError) as error:
+            except (KeyError, TypeError, AttributeError, ValueError) as error:
                 raise self._strange(f"lists {repository} in another way") from error
         return found
 
@@ -71,22 +81,38 @@ class Hub(Source):
         )
 
     def _remote(self, repository: str, revision: str, entry: dict[str, Any]) -> Remote:
-        lfs, path = entry.get("lfs"), str(entry["path"])
+        """
+        Raises:
+            KeyError, TypeError, AttributeError, ValueError: the entry is not as the hub's are.
+        """
+        lfs, path = entry.get("lfs"), entry["path"]
+        path.encode()  # JSON can hold half a character, and nothing else can
         place = f"{self._endpoint}/{repository}/resolve/{revision}/{urllib.parse.quote(path)}"
         size, algorithm, digest = (
             (lfs["size"], "sha256", lfs["oid"]) if lfs else (entry["size"], "git-sha1", entry["oid"])
         )
-        return checked(Remote(repository, revision, path, int(size), place, algorithm, str(digest), "hub"), self.name)
+        if type(size) is not int or not 0 <= size < 1 << 60:  # a bool is an int, and NaN is JSON for Python
+            raise ValueError(f"{size!r} is no length")
+        if not re.fullmatch("[0-9a-f]{64}" if lfs else "[0-9a-f]{40}", digest):
+            raise ValueError(f"{digest!r} is no {algorithm}")
+        return checked(Remote(repository, revision, path, size, place, algorithm, digest, "hub"), self.name)
 
     def _json(self, url: str) -> tuple[Any, str | None]:
         """-> the answer, and the address of the next page."""
 
         def once() -> tuple[Any, str | None]:
-            with contextlib.closing(self._web.get(url)) as response:
-                try:
-                    return response.json(), response.links.get("next", {}).get("url")
-                except ValueError as error:
-                    raise self._strange("gives no JSON") from error
+            response = self._web.get(url)
+            with Body(response, decode=True) as body:
+                text = body.whole(MAX_JSON)
+            try:
+                answer = json_text.parse(text)
+            except ValueError as error:
+                raise self._strange(f"gives no JSON that can be read ({str(error)[:100]})") from error
+            following = response.links.get("next", {}).get("url")
+            try:
+                return answer, urllib.parse.urljoin(url, following) if following else None
+            except ValueError as error:
+                raise self._strange("leads to a next page that is no address") from error
 
         return retrying(once, self.closing, self.notice)
 

@@ -8,9 +8,11 @@ from collections.abc import Iterator, Sequence
 
 from candela.checkpoints.folder import CONFIG_NAMES, STEMS
 from candela.errors import SourceError, WrongContent
-from candela.install.http import Body, Refused, Web, check_range, length_of, retrying
+from candela.install.http import Body, Refused, Web, check_range, length_of, retrying, without_userinfo
 from candela.install.sources.source import (
+    CONFIG,
     MODEL_INDEX,
+    Absent,
     Readable,
     Remote,
     Source,
@@ -18,6 +20,8 @@ from candela.install.sources.source import (
     checked,
     chosen,
     components_of,
+    firsts_of,
+    folders_of,
     shards_of,
 )
 
@@ -27,6 +31,10 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 
 
+class Withheld(Absent, Refused):
+    """The server refuses; those of S3's kind do so for what is not there, too."""
+
+
 class Prefix(Source):
     """A plain web server: files below its address as owner/name/path, as path, or side by side."""
 
@@ -34,24 +42,54 @@ class Prefix(Source):
 
     def __init__(self, prefix: str):
         super().__init__()
-        self.name = prefix
-        self._web = Web()
+        self.name = without_userinfo(prefix)
+        self._web = Web(None, prefix)
 
     def files(self, repository: str, paths: Sequence[str] = (), kind: str = "", revision: str = "") -> list[Remote]:
         if paths:
-            found = [self._find(repository, path, kind) for path in paths]
+            found = [self._first(repository, path, candidates(repository, path, kind)) for path in paths]
             return chosen([remote for remote in found if remote], paths, repository, self.name)
-        index = self._find(repository, MODEL_INDEX)
-        if index is None:
-            return []
-        names = [path for component, cls in components_of(self.read(index)) for path in self._possible(component, cls)]
-        remotes = [index, *filter(None, (self._find(repository, path) for path in names))]
+        places = {f"{folder}/{name}".lstrip("/"): name for folder in folders_of(repository, kind)
+                  for name in firsts_of(repository)}  # fmt: skip
+        withheld: Withheld | None = None
+        for place, name in places.items():
+            try:
+                first = self._at(repository, name, place)
+            except Withheld as error:
+                withheld, first = withheld or error, None
+            if first:
+                return self._whole(repository, first, place.removesuffix(name))
+        if withheld:
+            raise withheld
+        return []
+
+    def _whole(self, repository: str, first: Remote, folder: str) -> list[Remote]:
+        """All files of the repository whose model_index.json or config.json is `first`, below `folder`."""
+        components = components_of(self.read(first)) if first.name == MODEL_INDEX else [("", "")]
+        remotes = [first] if first.name == MODEL_INDEX else []
+        for component, cls in components:
+            remotes += self._component(repository, self._possible(component, cls), folder)
         for remote in list(remotes):
             if remote.path.endswith(".index.json"):
                 place = remote.path.rpartition("/")[0]
-                names = shards_of(self.read(remote))
-                remotes += filter(None, (self._find(repository, f"{place}/{name}") for name in names))
+                shards = [f"{place}/{name}".lstrip("/") for name in shards_of(self.read(remote))]
+                remotes += filter(None, (self._at(repository, path, folder + path) for path in shards))
         return remotes
+
+    def _component(self, repository: str, paths: list[str], folder: str) -> list[Remote]:
+        """Those that are there of all that may be."""
+        found: list[Remote] = []
+        withheld: Withheld | None = None
+        for path in paths:
+            try:
+                remote = self._at(repository, path, folder + path)
+            except Withheld as error:
+                withheld, remote = withheld or error, None
+            found += [remote] if remote else []
+        wanted = [path for path in paths if ".safetensors" in path] or paths
+        if withheld and not any(remote.path in wanted for remote in found):
+            raise withheld
+        return found
 
     def _possible(self, component: str, class_name: str) -> list[str]:
         """What a component's folder may hold: a plain server cannot be asked for a list."""
@@ -59,31 +97,46 @@ class Prefix(Source):
         weights = [f"{stem}{end}" for stem in STEMS for end in
                    (".safetensors", ".safetensors.index.json", ".fp16.safetensors",
                     ".safetensors.index.fp16.json")]  # fmt: skip
-        names = (
-            [*configs, *(TOKENIZER_FILES if "Tokeniz" in class_name else ())] if configs else ["config.json", *weights]
-        )
-        return [f"{component}/{name}" for name in dict.fromkeys(names)]
+        names = [*configs, *(TOKENIZER_FILES if "Tokeniz" in class_name else ())] if configs else [CONFIG, *weights]
+        return [f"{component}/{name}".lstrip("/") for name in dict.fromkeys(names)]
 
-    def _find(self, repository: str, path: str, kind: str = "") -> Remote | None:
-        for below in dict.fromkeys(candidates(repository, path, kind)):
-            place = f"{self.name}/{urllib.parse.quote(below)}"
-
-            def head(place: str = place) -> tuple[int | None, str] | None:
-                try:
-                    with contextlib.closing(self._web.get(place, method="HEAD")) as answer:
-                        version = answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
-                        return length_of(answer), version
-                except Refused as error:
-                    if error.status in (404, 410):
-                        return None
-                    raise
-
-            found = retrying(head, self.closing, self.notice)
-            if found and found[0] is None:
-                raise SourceError(f"{place} does not tell its length, which a download needs. Give another source")
-            if found:
-                return checked(Remote(repository, "", path, found[0], place, version=found[1]), self.name)
+    def _first(self, repository: str, path: str, places: Sequence[str]) -> Remote | None:
+        withheld: Withheld | None = None
+        for place in dict.fromkeys(places):
+            try:
+                if found := self._at(repository, path, place):
+                    return found
+            except Withheld as error:
+                withheld = withheld or error
+        if withheld:
+            raise withheld
         return None
+
+    def _at(self, repository: str, path: str, below: str) -> Remote | None:
+        """
+        Raises:
+            Withheld: the server does not say whether it is there.
+        """
+        place = f"{self.name}/{urllib.parse.quote(below)}"
+
+        def head() -> tuple[int | None, str] | None:
+            try:
+                with contextlib.closing(self._web.get(place, method="HEAD")) as answer:
+                    version = answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
+                    return length_of(answer), version
+            except Refused as error:
+                if error.status in (404, 410):
+                    return None
+                if error.status in (401, 403):
+                    raise Withheld(str(error), error.status, error.code) from error
+                raise
+
+        found = retrying(head, self.closing, self.notice)
+        if not found:
+            return None
+        if found[0] is None:
+            raise SourceError(f"{place} does not tell its length, which a download needs. Give another source")
+        return checked(Remote(repository, "", path, found[0], place, version=found[1]), self.name)
 
     @contextlib.contextmanager
     def open(self, remote: Remote, start: int, end: int) -> Iterator[Readable]:

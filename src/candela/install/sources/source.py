@@ -12,11 +12,13 @@ from typing import Protocol
 
 from candela.checkpoints.folder import PLAIN
 from candela.checkpoints.headers import json_text
-from candela.checkpoints.published import CHECKSUMS
+from candela.checkpoints.published import CHECKSUMS, PUBLICATIONS
 from candela.errors import SourceError, WrongContent
-from candela.install.http import retrying
+from candela.install.http import Temporary, retrying
 
 MODEL_INDEX = "model_index.json"
+CONFIG = "config.json"  # of a repository that is a single component
+MAX_TEXT = 16_000_000  # bytes of a file that is read into memory; the index of a language model's shards has 3 MB
 
 
 class Absent(SourceError):
@@ -75,7 +77,8 @@ class Source(ABC):
     @abstractmethod
     def files(self, repository: str, paths: Sequence[str] = (), kind: str = "", revision: str = "") -> list[Remote]:
         """The files of a repository: all that may belong to the model in it, or those at `paths`; in a folder, these
-        may also lie as ComfyUI sorts them, below `kind`. Of the hub, at a revision, else the newest.
+        may also lie as ComfyUI sorts them, below `kind`, the folder below models; and a whole repository where Candela
+        puts it. Of the hub, at a revision, else the newest.
 
         Raises:
             SourceError: it has not all of `paths`, or no such repository.
@@ -91,11 +94,27 @@ class Source(ABC):
         """
 
     def read(self, remote: Remote) -> bytes:
-        """A small file, whole."""
+        """A small file, whole.
+
+        Raises:
+            SourceError: as `open`; it is not small, or breaks off.
+        """
+        if remote.bytes > MAX_TEXT:
+            raise SourceError(
+                f"{self.name} has a {remote.path} of {remote.bytes} bytes; such a text has {MAX_TEXT} at most. Give "
+                "another source"
+            )
 
         def once() -> bytes:
+            content = bytearray()
             with self.open(remote, 0, remote.bytes) as body:
-                return b"".join(iter(lambda: body.read(1 << 16), b""))
+                while piece := body.read(min(1 << 16, remote.bytes - len(content))):
+                    content += piece
+            if len(content) != remote.bytes:
+                raise Temporary(
+                    f"{self.name} broke off: {remote.path} ended after {len(content)} of {remote.bytes} bytes"
+                )
+            return bytes(content)
 
         return retrying(once, self.closing, self.notice)
 
@@ -138,6 +157,22 @@ def candidates(repository: str, path: str, kind: str) -> list[str]:
     name = path.rpartition("/")[2]
     sorted_by_kind = [f"{kind}/{name}", name] if kind else []
     return [f"{repository}/{path}", f"{repository.rpartition('/')[2]}/{path}", path, *sorted_by_kind]
+
+
+def folders_of(repository: str, kind: str) -> list[str]:
+    """Where a whole repository may lie below a folder or a URL, the more particular first: as somebody put it there, or
+    as Candela puts it into ComfyUI's models. The last, "", is that folder itself."""
+    names = [name for name, publication in PUBLICATIONS.items() if publication.repository == repository]
+    top = PUBLICATIONS[names[0]].kind if names else "diffusers"
+    ours = [f"{top}/{name}" for name in (*names, repository)]
+    return list(dict.fromkeys([repository, repository.rpartition("/")[2], *filter(None, [kind]), *ours, ""]))
+
+
+def firsts_of(repository: str) -> tuple[str, ...]:
+    """The files by which a whole repository is recognized. A folder may hold more than what is asked for, so of one
+    that Candela knows it is not the other kind's."""
+    kinds = {publication.kind for publication in PUBLICATIONS.values() if publication.repository == repository}
+    return ((MODEL_INDEX,) if "diffusers" in kinds else (CONFIG,)) if kinds else (MODEL_INDEX, CONFIG)
 
 
 def checked(remote: Remote, source: str) -> Remote:
