@@ -50,9 +50,10 @@ class Strange:
             def do_GET(self) -> None:
                 outer.seen.append((self.path, self.headers.get("Authorization")))
                 status, headers, body = outer.answers.get(self.path.partition("?")[0], lambda: outer.otherwise)()
-                self.send_response(status)
                 if "Transfer-Encoding" not in headers:
                     headers = {"Content-Length": str(len(body)), **headers}
+                self.send_response(status)
+                self.send_header("Connection", "close")  # else the client may ask again on a connection that is gone
                 for name, value in headers.items():
                     self.send_header(name, value)
                 self.end_headers()

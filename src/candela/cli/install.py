@@ -32,7 +32,7 @@ def run(model: str, comfyui: str | None, source: str, precision: str | None, dry
     found = chosen_comfyui(comfyui, yes)
     places = Places(found)
     source_ = open_source(source)
-    source_.notice = lambda message: say(f"note: {message}")
+    source_.notice = once()
     card = find_card()
 
     def planned() -> Plan:
@@ -182,6 +182,19 @@ def last_words(plan: Plan, comfyui: ComfyUI | None, changed: bool) -> str:
     if plan.parts or plan.folder:
         return f'{begin} Try: candela generate "a lighthouse at dusk" --model {plan.model}'
     return f"{begin} In ComfyUI: Templates, candela, demo_no_download" if comfyui else begin
+
+
+def once() -> Callable[[str], None]:
+    """Says each notice once in a row: four connections meet the same fault at the same time."""
+    last = ""
+
+    def notice(message: str) -> None:
+        nonlocal last
+        if message != last:
+            last = message
+            say(f"note: {message}")
+
+    return notice
 
 
 def hashing() -> Callable[[Path, int], None]:

@@ -213,7 +213,8 @@ class Web:
             )
         if status == 401 and self._authorization.startswith("Basic") and origin(asked) == self._origin:
             return refused(
-                f"{host} refuses the name and password in its address (HTTP 401) for {what}. Check HF_ENDPOINT or --from"
+                f"{host} refuses the name and password in its address (HTTP 401) for {what}. Check "
+                "HF_ENDPOINT or --from"
             )
         if status == 401 and self._token:
             return refused(
@@ -280,14 +281,14 @@ def length_of(response: requests.Response) -> int | None:
     return int(told) if re.fullmatch("[0-9]{1,18}", told) else None
 
 
-def check_range(response: requests.Response, start: int, end: int, total: int) -> None:
-    """Is the answer bytes [start, end) of a file of `total` bytes?
+def check_range(response: requests.Response, name: str, start: int, end: int, total: int) -> None:
+    """Is the answer bytes [start, end) of the file `name` of `total` bytes?
 
     Raises:
         NoRanges: it is the whole file, and a part was asked for.
         WrongContent: the file at the source has another length.
     """
-    url = without_userinfo(response.url.partition("?")[0])
+    url = f"{host_of(response.url)}, asked for {name},"
     if response.status_code == 206:
         told = re.fullmatch(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]+|\*)", response.headers.get("Content-Range", ""))
         if not told or int(told[1]) != start or int(told[2]) != end - 1 or told[3] not in (str(total), "*"):
@@ -301,7 +302,7 @@ def check_range(response: requests.Response, start: int, end: int, total: int) -
     if length not in (None, total):
         response.close()
         raise WrongContent(
-            f"{url} has {length} bytes; {total} were published. It is not that file, or the server is damaged: give "
+            f"{url} sends {length} bytes; {total} were published. It is not that file, or the server is damaged: give "
             "another source"
         )
     if (start, end) != (0, total):

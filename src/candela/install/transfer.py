@@ -27,6 +27,7 @@ from candela.install.sources import Remote, Source
 
 SEGMENT = 15 << 19  # bytes: 7.5 MiB
 BLOCK = 1 << 18  # bytes read from the network, and for hashing, at a time: half of what a core keeps beside it
+AHEAD = 16  # segments that may be under way before the hashing: otherwise it gets too little of a busy processor
 STRIDE = 64  # a byte of so many is in a segment's CRC
 PART, JOURNAL = ".candela-part", ".candela-part.journal"
 
@@ -168,6 +169,7 @@ class _Transfer:
         self.doubtful = set(self.arrived)  # from an earlier run: to be compared with their CRC
         self.pending = deque(index for index in range(self.segments.count) if index not in self.arrived)
         self.changed = threading.Condition()
+        self.hashed = 0  # segments
         self.failure: BaseException | None = None
         self.over = False
         self.file = _PartFile(part, remote.bytes)
@@ -227,12 +229,16 @@ class _Transfer:
                 trial = {name: one.copy() for name, one in hashes.items()}
                 if self._read(index, trial.values(), compare=index in self.doubtful):
                     hashes = trial
+                    with self.changed:
+                        self.hashed = index + 1
+                        self.doubtful.discard(index)
+                        self.changed.notify_all()
                     break
                 self.report(-self.segments.length(index))
                 with self.changed:
                     self.doubtful.discard(index)
                     del self.arrived[index]
-                    self.pending.append(index)
+                    self.pending.appendleft(index)  # the hashing waits for it
                     self.changed.notify_all()
         return {name: one.hexdigest() for name, one in hashes.items()}
 
@@ -255,11 +261,15 @@ class _Transfer:
         """One connection: a segment after the other, as long as there are any."""
         while True:
             with self.changed:
-                self.changed.wait_for(lambda: self.pending or self.over or self.failure)
+                self.changed.wait_for(lambda: self._next_is_due() or self.over or self.failure)
                 if self.over or self.failure:
                     return
                 index = self.pending.popleft()
             self._finished(index, self._segment(index))
+
+    def _next_is_due(self) -> bool:
+        """There is one, and the hashing is not far behind it; what an earlier run left may take it a while."""
+        return bool(self.pending) and (bool(self.doubtful) or self.pending[0] < self.hashed + AHEAD)
 
     def _finished(self, index: int, crc: int) -> None:
         with self.changed:

@@ -122,7 +122,7 @@ class Hub(Source):
             response = self._web.get(remote.place)
         else:
             response = self._part(remote, {"Range": f"bytes={start}-{end - 1}"})
-        check_range(response, start, end, remote.bytes)
+        check_range(response, remote.name, start, end, remote.bytes)
         with Body(response) as body:
             yield body
 

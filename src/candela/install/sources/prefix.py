@@ -149,6 +149,6 @@ class Prefix(Source):
                 f"{remote.place} has changed while it was downloaded ({remote.version} became {version}). Nothing of "
                 "it was kept; run the same command again"
             )
-        check_range(response, start, end, remote.bytes)
+        check_range(response, remote.name, start, end, remote.bytes)
         with Body(response) as body:
             yield body
