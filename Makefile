@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-comfyui fuzz lint bench check-demo check-layouts train-demo clean
+.PHONY: demo test test-comfyui fuzz lint bench bench-download check-demo check-layouts train-demo clean
 
 demo: $(READY)
 	$(BIN)/candela generate \
@@ -36,6 +36,10 @@ lint: $(READY)
 # Engine against bare diffusers pipeline, side by side.
 bench: $(READY)
 	$(BIN)/python -m benchmarks.overhead
+
+# A verified download against curl's, from one server on this machine; 5 GB of disk for a minute.
+bench-download: $(READY)
+	$(BIN)/python -m benchmarks.download
 
 # The demo model's accuracy over prompts it was never trained on.
 check-demo: $(READY)
