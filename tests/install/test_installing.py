@@ -221,7 +221,7 @@ def test_what_cannot_be_asked_for(user, data):
     unknown = user.install("z-image-trubo")
     assert unknown.code == 2 and "Did you mean z-image-turbo" in unknown.message
     precision = user.install("z-image-turbo", "--precision", "fp13")
-    assert precision.code == 1 and "bf16, int8, nvfp4" in precision.message
+    assert precision.code == 2 and "bf16, int8, nvfp4" in precision.message
     absent = user.install("z-image-turbo", "--precision", "int8")
     assert absent.code == 1 and "z_image_turbo_int8_convrot.safetensors" in absent.message
     nowhere = user.install("z-image-turbo", "--from", "/no/such/folder")

@@ -96,7 +96,7 @@ def wait_for(error: Temporary, pause: float, closing: threading.Event, notice: C
     pause = pause if error.after is None else error.after
     if pause > LONGEST_WAIT:
         raise SourceError(f"{error}. It asks to be left alone for {pause:.0f} s: run the same command again then")
-    notice(f"{error}; trying again in {pause:.0f} s")
+    notice(f"{str(error).partition('. ')[0]}: trying again in {pause:.0f} s")
     if closing.wait(pause):
         raise error
 

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from candela.checkpoints.folder import HALF, PLAIN
 from candela.checkpoints.manifest import DAMAGED, GOOD, Kept, Manifest, home, read_manifest
 from candela.checkpoints.published import PUBLICATIONS, QWEN_FOLDER, Publication, Published
-from candela.errors import InstallError, ModelNotFound, NoSpace, SourceError
+from candela.errors import InstallError, InvalidRequest, ModelNotFound, NoSpace, SourceError
 from candela.install import transfer
 from candela.install.card import Card, pick_precision
 from candela.install.comfyui import ComfyUI
@@ -124,7 +124,8 @@ def plan_model(
     Raises:
         ModelNotFound: no such model.
         SourceError, WrongContent: the source does not have it.
-        InstallError: no such precision; another file stands where one should go; a folder cannot be looked into.
+        InvalidRequest: no such precision.
+        InstallError: another file stands where one should go; a folder cannot be looked into.
         NoSpace: it would not fit.
     """
     try:
@@ -177,7 +178,7 @@ def _split(
 ) -> Choice | None:  # fmt: skip
     """None where the source has no such files and may have the authors' repository."""
     if precision is not None and precision not in publication.split:
-        raise InstallError(
+        raise InvalidRequest(
             f"there is no {model} in {precision}. Choose --precision {', '.join([*publication.split, FULL])}"
         )
     offers: dict[str, list[Wanted]] = {}
@@ -255,7 +256,7 @@ def _repository(
     if not offers:
         raise SourceError(f"{source.name}: {name} has no safetensors weights for {', '.join(sorted(folders))}")
     if precision is not None and precision not in offers:
-        raise InstallError(f"there is no {model} in {precision}. Choose --precision {' or '.join(offers)}")
+        raise InvalidRequest(f"there is no {model} in {precision}. Choose --precision {' or '.join(offers)}")
     chosen = precision or next(iter(offers))
     reason = "asked for" if precision else "half the size of full" if half and full else "the only one there is"
     return (

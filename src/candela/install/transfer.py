@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from candela.errors import InstallError, NoSpace, WrongContent
+from candela.errors import InstallError, NoSpace, SourceError, WrongContent
 from candela.install import http
 from candela.install.http import NoRanges, Temporary, wait_for
 from candela.install.sources import Remote, Source
@@ -71,7 +71,12 @@ def fetch(source: Source, remote: Remote, target: Path, report: Callable[[int], 
     part, journal = part_of(target), journal_of(target)
     try:
         transfer = _Transfer(source, remote, part, journal, report)
-        digests = transfer.run()
+        try:
+            digests = transfer.run()
+        except SourceError:
+            if not transfer.arrived:  # nothing to go on from
+                remove_partial(target)
+            raise
         if remote.digest and digests[remote.algorithm] != remote.digest:
             remove_partial(target)
             raise WrongContent(
