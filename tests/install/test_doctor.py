@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,15 @@ def installed(folder: Path, model: str = "lumina-image-2", **changes) -> list[Pa
         for path in files:
             stat = path.stat()
             manifest.files[str(path)] = Kept(
-                "a/b@c", True, stat.st_size, stat.st_mtime_ns, sha256(path), "2026-11-01T10:00:00Z", "published"
+                "a/b@c",
+                True,
+                "good",
+                "",
+                stat.st_size,
+                stat.st_mtime_ns,
+                sha256(path),
+                "2026-11-01T10:00:00Z",
+                "published",
             )
         root, names = str(folder.parents[1]), tuple(map(str, files))
         entry = {"precision": "", "folder": str(folder), "files": names, "whole": True, **changes}
@@ -131,7 +140,7 @@ def test_a_file_that_changed_is_to_be_verified_and_one_that_was_found_damaged_to
     assert (line.state, line.text) == ("warning", "config.json was changed since it was checked")
     assert line.remedy == "candela verify lumina-image-2"
     with changing_manifest() as manifest:
-        manifest.files[str(config)] = Kept("a/b@c", True)  # as verifying leaves it
+        manifest.files[str(config)] = replace(manifest.files[str(config)], state="damaged")  # as verifying leaves it
     line = lines()["model lumina-image-2"]
     assert (line.state, line.text) == ("failed", "damaged: config.json is not what was published")
 

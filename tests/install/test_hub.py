@@ -127,4 +127,4 @@ def test_what_goes_wrong_goes_wrong_as_it_was_asked_to(hub):
     assert (got.headers["Content-Range"], got.content) == ("bytes 0-4/17", b"01234")
     hub.ranges = False
     assert requests.get(address, timeout=5, headers={"Range": "bytes=0-4"}).content == b"0123456789"
-    assert hub.sent["plain/file"] > 40
+    assert hub.sent["plain/file"] >= 30
