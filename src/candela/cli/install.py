@@ -31,12 +31,12 @@ def run(model: str, comfyui: str | None, source: str, precision: str | None, dry
     publication_of(model)
     found = chosen_comfyui(comfyui, yes)
     places = Places(found)
-    source_ = open_source(source)
-    source_.notice = once()
+    origin = open_source(source)
+    origin.notice = once()
     card = find_card()
 
     def planned() -> Plan:
-        return plan_model(model, places, source_, precision, card, hashing())
+        return plan_model(model, places, origin, precision, card, hashing())
 
     pack = plan_nodes(found) if found else None
     plan = planned()
@@ -71,6 +71,7 @@ def check(plan: Plan) -> None:
     Raises:
         InstallError: it is not.
     """
+    # Split files without a tokenizer of their own are read by ComfyUI's, or bring one inside: no matter for this check.
     if "tokenizer" in dict(plan.parts) or (plan.folder and (Path(plan.folder) / MODEL_INDEX).is_file()):
         try:
             read_checkpoint(plan.model)
