@@ -52,10 +52,17 @@ def load_components(checkpoint: Checkpoint, *, device: torch.device, dtype: torc
         MismatchedModel: a class the libraries do not have, or weights that do not fill the model exactly.
         DamagedFile: a file whose tensors cannot be read.
     """
-    return Components({name: _load(part, name, device, dtype) for name, part in checkpoint.parts.items()})
+    return Components(
+        {name: load_component(part, name, device=device, dtype=dtype) for name, part in checkpoint.parts.items()}
+    )
 
 
-def _load(part: Part, name: str, device: torch.device, dtype: torch.dtype) -> Any:
+def load_component(part: Part, name: str, *, device: torch.device, dtype: torch.dtype) -> Any:
+    """Loads the component `name` alone.
+
+    Raises:
+        CheckpointError: as `load_components`.
+    """
     if part.files:
         if part.found:
             with _library_errors(part.path, f"the {name} cannot be read"):
