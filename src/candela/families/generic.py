@@ -150,6 +150,9 @@ class Generic(Family):
 
     # --- before loading -----------------------------------------------------------------------
 
+    def prepare(self, components: Components) -> None:
+        """Nothing: the pipeline's own code runs."""
+
     def variant_defaults(self, checkpoint: Checkpoint) -> Defaults:
         steps, guidance = (
             self.settings[name].default if name else None for name in (self.steps_name, self.guidance_name)

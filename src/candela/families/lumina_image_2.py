@@ -8,7 +8,9 @@ import numpy as np
 import torch
 
 from candela.checkpoints import Checkpoint, Components
-from candela.families.base import Conditioning, Defaults, Family, Predictor, pad_features
+from candela.families.base import Conditioning, Defaults, Family, Predictor
+from candela.families.layers import replace_forward
+from candela.families.lumina_image_2_forward import LuminaImage2Forward, block_forward
 
 # The model's own system prompt, as in diffusers' Lumina2Pipeline.
 SYSTEM_PROMPT = (
@@ -29,6 +31,11 @@ class LuminaImage2(Family):
     def variant_defaults(self, checkpoint: Checkpoint) -> Defaults:
         return Defaults(steps=30, guidance=4.0)
 
+    def prepare(self, components: Components) -> None:
+        super().prepare(components)
+        transformer = components.transformer
+        replace_forward([*transformer.noise_refiner, *transformer.context_refiner, *transformer.layers], block_forward)
+
     def template(self, components: Components, prompt: str, *, negative: bool) -> str:
         return prompt if negative else f"{SYSTEM_PROMPT} <Prompt Start> {prompt}"
 
@@ -45,27 +52,22 @@ class LuminaImage2(Family):
         self, components: Components, conditioning: Conditioning, guidance: float, shape: torch.Size
     ) -> Predictor:
         transformer = components.transformer
-        positive = pad_features(conditioning.positive, transformer)
-        negative = None
+        dtype = transformer.dtype
+
+        def forward_for(texts: tuple[torch.Tensor, ...]) -> LuminaImage2Forward:
+            return LuminaImage2Forward(transformer, [f.to(transformer.device, dtype) for f in texts], *shape[2:])
+
+        positive, negative = forward_for(conditioning.positive), None
         if self.guided(guidance):
             assert conditioning.negative is not None
-            negative = pad_features(conditioning.negative, transformer)
-
-        def run(latents: torch.Tensor, t: torch.Tensor, text: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-            return transformer(
-                hidden_states=latents,
-                timestep=t,
-                encoder_hidden_states=text[0],
-                encoder_attention_mask=text[1],
-                return_dict=False,
-            )[0].float()
+            negative = forward_for(conditioning.negative)
 
         def predict(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-            t = (1 - timestep / 1000).expand(shape[0])
-            latents = latents.to(transformer.dtype)
-            out = run(latents, t, positive)
+            time = (1 - timestep / 1000).reshape(1)
+            latents = latents.to(dtype)
+            out = positive(latents, time).float()
             if negative is not None:
-                without = run(latents, t, negative)
+                without = negative(latents, time).float()
                 guided = without + guidance * (out - without)
                 # Keeps the norm of each row of latents: the model's own guidance (cfg_normalization).
                 out = guided * (out.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))

@@ -8,6 +8,8 @@ import torch
 
 from candela.checkpoints import Checkpoint, Components
 from candela.families.base import Conditioning, Defaults, Family, Predictor
+from candela.families.layers import replace_forward
+from candela.families.z_image_forward import ZImageForward, block_forward
 
 
 class ZImage(Family):
@@ -24,6 +26,11 @@ class ZImage(Family):
         if checkpoint.parts["scheduler"].config.get("shift") == 3.0:
             return Defaults(steps=8, guidance=0.0)
         return Defaults(steps=50, guidance=4.0)
+
+    def prepare(self, components: Components) -> None:
+        super().prepare(components)
+        transformer = components.transformer
+        replace_forward([*transformer.noise_refiner, *transformer.context_refiner, *transformer.layers], block_forward)
 
     def template(self, components: Components, prompt: str, *, negative: bool) -> str:
         return components.tokenizer.apply_chat_template(
@@ -47,15 +54,15 @@ class ZImage(Family):
         if guided:
             assert conditioning.negative is not None
             texts += conditioning.negative
-        features = [f.to(transformer.device, transformer.dtype) for f in texts]
+        dtype = transformer.dtype
+        features = [f.to(transformer.device, dtype) for f in texts]
+        forward = ZImageForward(transformer, features, *shape[2:])
 
         def predict(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
             # The transformer counts time from noise (0) to picture (1) and points the other way.
-            t = ((1000 - timestep) / 1000).expand(len(features))
-            pictures = latents.to(transformer.dtype).unsqueeze(2)
-            pictures = pictures.repeat(2, 1, 1, 1, 1) if guided else pictures
-            out = transformer(list(pictures.unbind(0)), t, features, return_dict=False)[0]
-            out = torch.stack([picture.float() for picture in out]).squeeze(2)
+            time = ((1000 - timestep) / 1000).reshape(1)
+            pictures = latents.to(dtype)
+            out = forward(torch.cat([pictures] * 2) if guided else pictures, time).float()
             if guided:
                 positive, negative = out[:number], out[number:]
                 out = positive + guidance * (positive - negative)

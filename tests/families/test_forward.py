@@ -1,0 +1,123 @@
+"""The faster forms of the same maths, held against diffusers' own classes; whole pictures are in test_parity.py."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline
+from diffusers.models.normalization import RMSNorm
+from diffusers.models.upsampling import Upsample2D
+
+from candela import Engine, Request
+from candela.families.layers import from_patches, mask_beyond, rms_norm, to_patches
+from candela.families.vae import quicken
+from tests.tiny import vae as tiny_vae
+
+BLOCKS = {"z-image": "ZImageTransformerBlock", "lumina-image-2": "Lumina2TransformerBlock"}
+
+
+def blocks_of(transformer, part):
+    return list(getattr(transformer, part))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_rms_norm_is_that_of_diffusers(dtype):
+    torch.manual_seed(0)
+    norm = RMSNorm(48, eps=1e-5).to(dtype)
+    torch.nn.init.normal_(norm.weight)
+    x = (torch.randn(2, 5, 48) * 30).to(dtype)
+    before = x.clone()
+    torch.testing.assert_close(
+        rms_norm(x, norm.weight, 1e-5), norm(x), rtol=2e-2 if dtype.itemsize == 2 else 1e-5, atol=0
+    )
+    scaled = rms_norm(x, norm.weight * torch.full((2, 1, 48), 3.0, dtype=dtype), 1e-5)
+    torch.testing.assert_close(scaled, norm(x) * 3, **near)
+    assert torch.equal(x, before), "what came in was changed"
+
+
+def test_patches_come_back():
+    latents = torch.randn(2, 16, 6, 10)
+    assert torch.equal(from_patches(to_patches(latents), 6, 10), latents)
+
+
+def test_there_is_no_mask_where_lengths_agree():
+    assert mask_beyond([3, 3], 2, 1, torch.device("cpu")) is None
+    mask = mask_beyond([3, 1], 2, 1, torch.device("cpu"))
+    assert mask.tolist() == [[True] * 6, [True, True, True, False, False, True]]
+
+
+@pytest.mark.parametrize("name", ["z-image", "lumina-image-2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_blocks_equal_those_of_diffusers(tiny_models, name, dtype):
+    """Called as diffusers calls them, with and without modulation and mask."""
+    stock = DiffusionPipeline.from_pretrained(tiny_models[name], dtype=dtype).transformer
+    ours = Engine.load(tiny_models[name], dtype=str(dtype).removeprefix("torch.")).components.transformer
+    torch.manual_seed(1)
+    dim = stock.config.get("dim") or stock.config["hidden_size"]
+    pairs = sum(stock.config.get("axes_dims") or stock.config["axes_dim_rope"]) // 2
+    x, condition = torch.randn(2, 12, dim, dtype=dtype), torch.randn(2, min(dim, 256), dtype=dtype)
+    rotary = torch.polar(torch.ones(2, 12, pairs), torch.randn(2, 12, pairs))
+    mask = torch.ones(2, 12, dtype=torch.bool)
+    mask[1, 7:] = False
+    largest = 0.0
+    for part in ("noise_refiner", "context_refiner", "layers"):
+        for theirs, own in zip(blocks_of(stock, part), blocks_of(ours, part)):
+            assert "forward" in vars(own)
+            assert type(own).__name__ == BLOCKS[name]
+            given = condition if part != "context_refiner" else None
+            for visible in (None, mask):
+                with torch.no_grad():
+                    expected, got = theirs(x, visible, rotary, given), own(x, visible, rotary, given)
+                real = mask if visible is not None else torch.ones_like(mask)
+                error = (got - expected)[real].float().norm() / (expected - x)[real].float().norm()
+                largest = max(largest, error.item())
+    assert largest < (1e-5 if dtype == torch.float32 else 2e-2)
+
+
+@pytest.mark.parametrize("name", ["z-image", "lumina-image-2"])
+def test_the_text_is_refined_once_a_request(tiny_models, name):
+    engine = Engine.load(tiny_models[name])
+    transformer = engine.components.transformer
+    runs = {"context_refiner": 0, "layers": 0}
+    for part in runs:
+        blocks_of(transformer, part)[0].register_forward_hook(
+            lambda *_, part=part: runs.__setitem__(part, runs[part] + 1)
+        )
+    engine.generate(Request("a star", width=64, height=64, steps=3, guidance=0.0))
+    assert runs == {"context_refiner": 1, "layers": 3}
+
+
+@pytest.mark.parametrize("size", [(4, 4), (5, 7), (16, 12)])
+def test_upsampling_equals_that_of_diffusers(size):
+    torch.manual_seed(2)
+    stock = AutoencoderKL(
+        latent_channels=4, block_out_channels=[16, 16], layers_per_block=1, norm_num_groups=4,
+        down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2,
+    ).eval()  # fmt: skip
+    ours = copy.deepcopy(stock)
+    quicken(ours)
+    replaced = [up for up in ours.modules() if isinstance(up, Upsample2D)]
+    assert replaced
+    assert all("forward" in vars(up) for up in replaced)
+    latents = torch.randn(2, 4, *size)
+    with torch.no_grad():
+        torch.testing.assert_close(ours.decode(latents).sample, stock.decode(latents).sample, rtol=1e-4, atol=1e-5)
+
+
+def test_in_16_bits_the_weights_are_not_summed():
+    """Their sums would be rounded, and the picture be another one."""
+    vae = tiny_vae(16, 1, 0.1159, 0.3611).bfloat16()
+    quicken(vae)
+    assert not [up for up in vae.modules() if isinstance(up, Upsample2D) and "forward" in vars(up)]
+
+
+def test_state_dicts_stay_as_they_are(tiny_models):
+    """LoRAs, offloading and whoever saves a model find the same parameters."""
+    stock = DiffusionPipeline.from_pretrained(tiny_models["z-image"], dtype=torch.float32)
+    components = Engine.load(tiny_models["z-image"]).components
+    for name in ("transformer", "vae", "text_encoder"):
+        theirs, own = getattr(stock, name).state_dict(), getattr(components, name).state_dict()
+        assert theirs.keys() == own.keys()
+        assert all(torch.equal(theirs[key], own[key]) for key in theirs)
