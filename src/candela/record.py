@@ -42,7 +42,8 @@ class Lora:
 
 @dataclass(frozen=True)
 class Record:
-    """One picture's settings, all explicit. `cfg` is ComfyUI's number for the same guidance.
+    """One picture's settings, all explicit. `cfg` is ComfyUI's number for the same guidance; `mode` is exact, or fast
+    with the numbers that were computed with: "fast int8", "fast fp8".
 
     `remake` is False when tensors went in that a file name cannot stand for (latents, a mask)."""
 
@@ -59,6 +60,7 @@ class Record:
     strength: float
     dtype: str
     device: str
+    mode: str = "exact"
     start: Start | None = None
     loras: tuple[Lora, ...] = ()
     remake: bool = True
@@ -102,6 +104,7 @@ class Record:
             "Seed": self.seed,
             "Size": f"{self.width}x{self.height}",
             "Model": self.model,
+            **({"Mode": self.mode} if self.mode != "exact" else {}),
             **({"Denoising strength": f"{self.strength:g}"} if self.start else {}),
             **(
                 {"LoRA": " + ".join(f"{Path(one.path).stem} {one.strength:g}" for one in self.loras)}

@@ -81,6 +81,11 @@ class Scaled(Packed):
 
     fields = ("values", "scale")
 
+    @classmethod
+    def of(cls, matrix: torch.Tensor, kind: torch.dtype) -> Scaled:
+        """`matrix` [rows, columns] rounded to `kind`, int8 or float8_e4m3fn, with a scale per row."""
+        return cls((matrix.shape[0], matrix.shape[1]), *rounded(matrix, kind))
+
     def dense(self, dtype: torch.dtype) -> torch.Tensor:
         result = self.values.float() * self.scale.float()
         if self.rotation:
@@ -138,6 +143,18 @@ def hadamard(size: int, device: torch.device | None = None) -> torch.Tensor:
     while len(result) < size:
         result = torch.kron(result, block)
     return (result / math.sqrt(size)).to(device)
+
+
+def rounded(matrix: torch.Tensor, kind: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """`matrix` [rows, columns] -> 8-bit values of `kind` (int8 or an 8-bit float), and float32 [rows, 1] that they are
+    multiplied by: each row's largest magnitude becomes the kind's."""
+    largest = 127.0 if kind == torch.int8 else torch.finfo(kind).max
+    scale = matrix.abs().amax(1, keepdim=True).float().clamp_min(SMALLEST) / largest
+    values = matrix.float() / scale
+    return (values.round() if kind == torch.int8 else values).to(kind), scale
+
+
+SMALLEST = 1e-12  # a row of zeros has no scale
 
 
 def untiled(scales: torch.Tensor, rows: int, columns: int) -> torch.Tensor:

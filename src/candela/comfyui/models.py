@@ -130,18 +130,20 @@ def _trim() -> None:
 
 
 # ComfyUI's cache of node outputs holds the models and decides how long; this only finds those alive.
-_alive: weakref.WeakValueDictionary[tuple[str, torch.dtype], Engine] = weakref.WeakValueDictionary()
+_alive: weakref.WeakValueDictionary[tuple[str, torch.dtype, str], Engine] = weakref.WeakValueDictionary()
 
 
-def load(name: str, precision: str) -> LoadedModel:
-    """The model `name`, loaded unless it is already. `precision` is float32, bfloat16, float16 or auto.
+def load(name: str, precision: str, fast: str = "off") -> LoadedModel:
+    """The model `name`, loaded unless it is already. `precision` is float32, bfloat16, float16 or auto; `fast` is off,
+    auto, int8 or fp8.
 
     Raises:
         CheckpointError: it is not here, or its files cannot be used.
+        InvalidRequest: there is no such fast mode for this model and GPU.
     """
     device = str(management.get_torch_device())
     dtype = pick_dtype(None if precision == "auto" else precision, torch.device(device))
-    key = (names.fingerprint(name), dtype)
+    key = (names.fingerprint(name), dtype, fast)
     engine = _alive.get(key)
     if engine is None:
         began = time.perf_counter()
@@ -150,6 +152,7 @@ def load(name: str, precision: str) -> LoadedModel:
             names.location(name),
             device=device,
             dtype=str(dtype).removeprefix("torch."),
+            fast=fast != "off" and fast,
             residency=ManagedResidency,
         )
         _alive[key] = engine

@@ -20,6 +20,7 @@ MAX_SEED = 2**64 - 1  # the engine's, which is not imported before a node runs
 ModelType = io.Custom("CANDELA_MODEL")
 PromptType = io.Custom("CANDELA_PROMPT")
 PRECISIONS = ["auto", "bfloat16", "float16", "float32"]
+FAST = ["off", "auto", "int8", "fp8"]
 
 GUIDANCE = (
     "How strongly the picture follows the prompt, as the model's authors count: Z-Image is off at 0 (ComfyUI's cfg is "
@@ -119,6 +120,14 @@ class CandelaLoadModel(io.ComfyNode):
                     optional=True,
                     tooltip="For a model from parts: a file under models/vae.",
                 ),
+                io.Combo.Input(
+                    "fast",
+                    options=FAST,
+                    default="off",
+                    optional=True,
+                    tooltip="Computes in 8-bit numbers, which changes pictures a little. auto: fp8 or int8, whichever "
+                    "the GPU does best.",
+                ),
             ],
             outputs=[
                 ModelType.Output(display_name="model"),
@@ -137,12 +146,12 @@ class CandelaLoadModel(io.ComfyNode):
         return _fingerprint(names.chosen(model, text_encoder, vae))
 
     @classmethod
-    def execute(cls, model, precision, text_encoder=names.OWN, vae=names.OWN):
+    def execute(cls, model, precision, text_encoder=names.OWN, vae=names.OWN, fast="off"):
         from candela.comfyui import models
         from candela.comfyui.vae import EngineVAE
 
         with models.unloading_when_full():
-            loaded = models.load(names.chosen(model, text_encoder, vae), precision)
+            loaded = models.load(names.chosen(model, text_encoder, vae), precision, fast)
         return io.NodeOutput(loaded, EngineVAE(loaded))
 
 
