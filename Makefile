@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-comfyui fuzz lint bench bench-download check-demo check-layouts train-demo clean
+.PHONY: demo test test-comfyui fuzz lint bench bench-download bench-start check-demo check-layouts train-demo clean
 
 demo: $(READY)
 	$(BIN)/candela generate \
@@ -40,6 +40,11 @@ bench: $(READY)
 # A verified download against curl's, from one server on this machine; 5 GB of disk for a minute.
 bench-download: $(READY)
 	$(BIN)/python -m benchmarks.download
+
+# Loading a 2 GB folder against diffusers, and the way from the command to the picture; 5 GB of disk for minutes.
+bench-start: $(READY)
+	$(BIN)/python -m benchmarks.loading
+	$(BIN)/python -m benchmarks.start
 
 # The demo model's accuracy over prompts it was never trained on.
 check-demo: $(READY)

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from candela import Request, read_record
+from candela import Engine, Request, read_record
 from candela.checkpoints.catalogue import DEMO_FOLDER
 from candela.cli.main import app
 from candela.demo import Scene, draw
@@ -78,6 +78,22 @@ def test_nothing_is_overwritten(tmp_path):
     assert again.exit_code == 2
     assert "mine.png exists and is not overwritten" in again.stderr
     assert named.read_bytes() == before
+
+
+def test_fast_mode_needs_a_gpu_and_like_brings_it_back_on_any(tmp_path):
+    """What a GPU computed in 8 bits is computed in the same 8 bits here."""
+    refused = run("generate", "a red star", "--fast", "--out", tmp_path / "none")
+    assert (refused.exit_code, files(tmp_path)) == (2, [])
+    assert "fast mode needs an NVIDIA GPU of compute capability 8.0 or more" in refused.stderr
+    engine = Engine.load("demo", fast="int8")
+    (made,) = engine.generate(Request("a red star", width=96, height=96, steps=2, seed=3)).save(tmp_path)
+    for name, mode, options in (("same", "fast int8", []), ("other", "exact", ["--exact"])):
+        again = run("generate", "--like", made, *options, "--out", tmp_path / f"{name}.png")
+        assert again.exit_code == 0, again.output
+        assert read_record(tmp_path / f"{name}.png").mode == mode
+    first, same, other = (pixels(Image.open(path)) for path in (made, tmp_path / "same.png", tmp_path / "other.png"))
+    assert first == same != other
+    assert "mode:            fast int8" in run("show", made).stdout
 
 
 def test_a_named_file_for_several_pictures_is_numbered(tmp_path):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from candela import Engine, Request
 from candela.checkpoints.catalogue import DEMO_FOLDER
-from candela.demo import draw
+from candela.demo import draw, held_out_prompts
 from candela.demo.world import Scene
 from candela.families import FAMILIES
 
@@ -52,6 +52,28 @@ def test_z_image_demo(demo, guidance, negative, width, height):
     )  # fmt: skip
     request = Request(PROMPT, negative, width=width, height=height, guidance=guidance, seed=5)
     assert_same(demo, request, picture, latents)
+
+
+def test_fifty_demo_prompts(demo):
+    """Never trained on, of all lengths, in batches whose prompts pad each other."""
+    from diffusers import ZImagePipeline
+
+    pipeline = ZImagePipeline.from_pretrained(DEMO_FOLDER, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    prompts = [text for text, _ in held_out_prompts(50, 3)]
+    lengths, largest = set(), 0
+    for first in range(0, 50, 10):
+        texts, seeds = prompts[first : first + 10], range(first, first + 10)
+        lengths |= {demo.family.tokenize(demo.components, text).shape[1] for text in texts}
+        theirs = pipeline(
+            list(texts), width=128, height=128, num_inference_steps=8, guidance_scale=0.0,
+            generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+        ).images  # fmt: skip
+        ours = demo.generate(Request(texts, seed=first)).images
+        for one, other in zip(ours, theirs):
+            largest = max(largest, int(np.abs(np.asarray(one, dtype=int) - np.asarray(other, dtype=int)).max()))
+    assert largest <= 1
+    assert len(lengths) > 5
 
 
 @pytest.mark.parametrize(("guidance", "negative"), [(1.0, None), (4.0, NEGATIVE), (4.0, None)])

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from candela.checkpoints.assembling import COUNTED, IGNORED, assemble
 from candela.checkpoints.checkpoint import Checkpoint, Part
 from candela.checkpoints.filling import build
 from candela.checkpoints.folder import HALF, weight_files
@@ -20,10 +21,6 @@ from candela.checkpoints.headers import read_header
 from candela.checkpoints.sanity import check_config
 from candela.checkpoints.tokenizers import load_tokenizer
 from candela.errors import CandelaError, DamagedFile, MismatchedModel
-
-# A language model's output head is stored beside its text encoder and not needed by it.
-IGNORED = ("lm_head.",)
-COUNTED = (".position_ids",)  # 0, 1, 2, ...: older CLIP files store what newer code counts
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,7 @@ def load_component(part: Part, name: str, *, device: torch.device, dtype: torch.
             with _library_errors(part.path, f"the {name} cannot be read"):
                 module: Any = build(part.found, device=device, dtype=dtype)
         else:
-            module = _load_weights(part, name, dtype)
+            module = _load_weights(part, name, device, dtype)
         # SDXL's VAE overflows in float16 and says so in its configuration.
         if name == "vae" and dtype == torch.float16 and getattr(module.config, "force_upcast", False):
             module = module.float()
@@ -140,13 +137,15 @@ def part_class(part: Part, name: str) -> Any:
     return found
 
 
-def _load_weights(part: Part, name: str, dtype: torch.dtype) -> Any:
+def _load_weights(part: Part, name: str, device: torch.device, dtype: torch.dtype) -> Any:
     cls = part_class(part, name)
     if not issubclass(cls, torch.nn.Module):
         raise MismatchedModel(f"{part.path}: the {name} has weights, and {cls.__name__} is no model that holds any")
     check_config(part.path, part.config, sum(len(read_header(file).tensors) for file in part.files))
     files = (dtype == torch.float16 and weight_files(part.path, HALF)) or part.files
     with _library_errors(part.path, f"the weights do not load into {cls.__name__}"):
+        if whole := assemble(part, cls, tuple(files), device=device, dtype=dtype):
+            return whole
         module, info = cls.from_pretrained(
             part.path,
             local_files_only=True,

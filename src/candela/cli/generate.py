@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -42,6 +43,7 @@ class Options:
     init: Path | None
     strength: float | None
     loras: tuple[str, ...]
+    fast: bool | None
     like: Path | None
     out: Path
     as_json: bool
@@ -61,21 +63,22 @@ def run(options: Options) -> int:
 
     checkpoint = read_checkpoint(model)  # wrong files are told before the libraries are imported, which takes seconds
 
-    from candela.cli.loras import wanted_loras
-    from candela.engine import Engine, Request
-    from candela.engine.adapters import check_loras
-    from candela.families import family_of
+    with undisturbed():
+        from candela.cli.loras import wanted_loras
+        from candela.engine import Engine, Request
+        from candela.engine.adapters import check_loras
+        from candela.families import family_of
 
-    quiet_libraries()
-    began = time.perf_counter()
-    request = Request(**settings)
-    family = family_of(checkpoint)
-    request.resolved(family, family.defaults(checkpoint))
-    loras = wanted_loras(options.loras, record)
-    check_loras(checkpoint, family.name, loras)
-    target = Target(options.out, request.total)
-    with spoken_warnings(muted=False):
-        engine = Engine.load(model)
+        quiet_libraries()
+        began = time.perf_counter()
+        request = Request(**settings)
+        family = family_of(checkpoint)
+        request.resolved(family, family.defaults(checkpoint))
+        loras = wanted_loras(options.loras, record)
+        check_loras(checkpoint, family.name, loras)
+        target = Target(options.out, request.total)
+        with spoken_warnings(muted=False):
+            engine = Engine.load(model, fast=fast_mode(options.fast, record))
     applied = engine.set_loras(loras)
     request = engine.check(request)
     target.prepare()
@@ -163,6 +166,14 @@ def remakeable(path: Path) -> Record:
             "make it again there"
         )
     return record
+
+
+def fast_mode(typed: bool | None, record: Record | None) -> bool | str:
+    """For `Engine.load`: what was typed, else the very arithmetic of the picture that is made again."""
+    if typed is not None or record is None:
+        return bool(typed)
+    kind = record.mode.removeprefix("fast ")
+    return kind if kind != record.mode else False
 
 
 def open_start(typed: Path | None, record: Record | None) -> Any:
@@ -305,6 +316,21 @@ def note_other_machine(record: Record, engine: Engine) -> None:
     here = f"in {str(engine.dtype).removeprefix('torch.')} on {engine.device.type} with candela {now['candela']}"
     if then != here:
         say(f"note: that picture was made {then}; {here} the pixels may differ")
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Garbage collection waits while the libraries are imported: they make a million objects that stay, and to look
+    through them again and again takes a sixth of the start. It does not look at them later either."""
+    if "torch" in sys.modules:  # called from a program that has them already
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def quiet_libraries() -> None:

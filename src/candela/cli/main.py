@@ -56,6 +56,12 @@ def generate(
         list[str] | None,
         typer.Option(metavar="FILE[:STRENGTH]", help="A LoRA, and how strongly (default: 1); several add up."),
     ] = None,
+    fast: Annotated[
+        bool | None,
+        typer.Option(
+            "--fast/--exact", help="8-bit arithmetic, on NVIDIA GPUs from 2020 on. (default: exact, or as --like)"
+        ),
+    ] = None,
     like: Annotated[
         Path | None, typer.Option(metavar="IMAGE", help="Take every setting from a picture made by Candela.")
     ] = None,
@@ -69,7 +75,7 @@ def generate(
 
         options = Options(
             tuple(prompts or ()), prompts_file, model, negative, width, height, steps, guidance, seed, count,
-            init, strength, tuple(lora or ()), like, out, as_json,
+            init, strength, tuple(lora or ()), fast, like, out, as_json,
         )  # fmt: skip
         return run(options)
 
@@ -151,6 +157,44 @@ def doctor(
         from candela.cli.doctor import run
 
         return run(comfyui, as_json)
+
+    _guarded(run, as_json)
+
+
+@app.command()
+def bench(
+    suite: Annotated[str, typer.Option(help="quick, cpu or gpu.")] = "quick",
+    against: Annotated[
+        str, typer.Option(metavar="SIDES", help="diffusers, or diffusers,comfyui (gpu suite; COMFYUI_DIR).")
+    ] = "diffusers",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Measure Candela beside diffusers, side by side; writes a table and a chart into benchmarks/results."""
+
+    def run() -> int:
+        from candela.cli.bench import run
+
+        return run(suite, against, as_json)
+
+    _guarded(run, as_json)
+
+
+@app.command()
+def plan(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="As for generate --model; installed or not.")],
+    vram: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Of a card, 8GB. (default: this machine's card, else its CPU)")
+    ] = None,
+    ram: Annotated[str | None, typer.Option(metavar="SIZE", help="Main memory. (default: this machine's)")] = None,
+    size: Annotated[str | None, typer.Option(metavar="WxH", help="Of the picture. (default: the model's own)")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say what a model would take on a card, how fast it would be, and what else there is; nothing is loaded."""
+
+    def run() -> int:
+        from candela.cli.plan import run
+
+        return run(model, vram, ram, size, as_json)
 
     _guarded(run, as_json)
 

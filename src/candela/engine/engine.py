@@ -8,21 +8,25 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from candela.checkpoints import Checkpoint, Components, load_components, read_checkpoint
 from candela.checkpoints.lora import Lora
+from candela.engine import fast as fast_mode
 from candela.engine import memory, preview, sampling
 from candela.engine.adapters import Adapters, AppliedLora, checked
+from candela.engine.attempts import load_placed, on_ladder
+from candela.engine.embeddings import Embeddings
 from candela.engine.device import pick_device, pick_dtype
 from candela.engine.request import Request
-from candela.engine.residency import Residency, Resident
+from candela.engine.planning import pick_rung
+from candela.engine.residency import Placed, Residency, Resident
 from candela.engine.result import Result, Seconds
 from candela.engine.sampling import OnStep
+from candela.engine.tiling import tiling
 from candela.errors import Cancelled, CandelaWarning, InvalidRequest, MismatchedModel
 from candela.families import Conditioning, Defaults, Family, family_of
 from candela.families.base import warn_unused_negative
@@ -32,7 +36,6 @@ from candela.record import Start as StartRecord
 
 if TYPE_CHECKING:
     from PIL import Image
-
 
 class Engine:
     """A model in memory. Requests from several threads are served one after the other.
@@ -49,6 +52,7 @@ class Engine:
         dtype: torch.dtype,
         load: float,
         residency: Residency | None = None,
+        mode: str = fast_mode.EXACT,
     ):
         self.model = checkpoint.name
         self.family = family
@@ -56,8 +60,10 @@ class Engine:
         self.defaults: Defaults = family.defaults(checkpoint)
         self.device = device
         self.dtype = dtype
+        self.mode = mode
         self.load_seconds = load
         self.residency = residency or Resident()
+        self._embeddings = Embeddings()
         self._lock = threading.RLock()
         self._previewer: preview.Previewer | None = None
         self._adapters: Adapters | None = None
@@ -69,6 +75,8 @@ class Engine:
         *,
         device: str | None = None,
         dtype: str | None = None,
+        fast: bool | str = False,
+        placement: str | None = None,
         residency: Callable[[Components], Residency] | None = None,
     ) -> Engine:
         """Loads a model by catalogue name, diffusers folder, the id of a hub repository already on disk, weight file,
@@ -76,30 +84,50 @@ class Engine:
 
         `device` is a torch device, by default the first GPU, else the CPU. `dtype` is float32, bfloat16 or
         float16; by default bfloat16 where the GPU has it, float32 elsewhere. Nothing is downloaded.
+        `fast` computes with 8-bit numbers, which changes the picture a little (docs/fast.md): True for what the GPU
+        does best, or "int8" or "fp8".
+        `placement` is where transformer and text encoder are while they are not needed: resident, released or streamed
+        (docs/memory.md); by default as there is memory for (`candela plan`). Where memory runs out all the same, it goes
+        one down, with a CandelaWarning.
         With `residency`, the weights are loaded into main memory, and what it makes of them brings each
         component to the device when a stage needs it.
 
         Raises:
             ModelNotFound, MismatchedModel, DamagedFile: the files cannot be used; found before weights are read
                 wherever headers tell.
-            InvalidRequest: an unknown device or dtype.
+            InvalidRequest: an unknown device or dtype; `fast` where there is no fast mode.
         """
         began = time.perf_counter()
         target = pick_device(device)
         precision = pick_dtype(dtype, target)
         checkpoint = read_checkpoint(model)
         family = family_of(checkpoint)
+        kind = fast_mode.pick(fast, target, family, checkpoint)
         if checkpoint.assumed:
             warnings.warn(checkpoint.assumed, CandelaWarning, stacklevel=2)
-        with memory.mapped(target):
-            place = torch.device("cpu") if residency else target
-            components = load_components(checkpoint, device=place, dtype=precision)
-        manager = residency(components) if residency else None
+
+        def load_fast(place: torch.device) -> Components:
+            assert kind
+            return fast_mode.load_fast(checkpoint, kind, device=place, dtype=precision, target=target)
+
+        manager: Residency
+        if residency:
+            with memory.mapped(target):
+                place = torch.device("cpu")
+                components = load_fast(place) if kind else load_components(checkpoint, device=place, dtype=precision)
+            manager = residency(components)
+        else:
+            rung = pick_rung(checkpoint, family, target, precision, placement)
+            components, manager = load_placed(
+                checkpoint, family, rung, device=target, dtype=precision, fast=load_fast if kind else None
+            )
+        family.prepare(components)
         if family.whole_pipeline:
             from candela.engine.whole import WholePipelineEngine
 
             cls = WholePipelineEngine
-        return cls(checkpoint, family, components, target, precision, time.perf_counter() - began, manager)
+        mode = f"fast {kind}" if kind else fast_mode.EXACT
+        return cls(checkpoint, family, components, target, precision, time.perf_counter() - began, manager, mode)
 
     def generate(
         self, request: Request, *, on_step: OnStep | None = None, cancelled: Callable[[], bool] | None = None
@@ -209,8 +237,10 @@ class Engine:
 
     # --- the stages -------------------------------------------------------------------------
 
+    @on_ladder("encode")
     def encode(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None = None) -> Conditioning:
-        """Texts to text features; `negative_prompts`, one per prompt, where guidance will be on.
+        """Texts to text features, in main memory; `negative_prompts`, one per prompt, where guidance will be on.
+        What was encoded lately is not encoded again.
 
         Raises:
             InvalidRequest: a prompt beyond the model's limit, in tokens; not as many negatives as prompts.
@@ -218,8 +248,7 @@ class Engine:
         checked = Request(prompts, negative_prompts)
         prompts, negative_prompts = checked.prompts, checked.negatives
         with self._lock, memory.mapped(self.device):
-            self.residency.need("text_encoder")
-            return self.family.encode(self.components, prompts, negative_prompts)
+            return self._embeddings.encode(prompts, negative_prompts, self._run_text_encoder)
 
     def encode_image(
         self, image: Image.Image, width: int, height: int, noise: torch.Tensor | None = None
@@ -236,6 +265,7 @@ class Engine:
             image = image.resize((width, height), Images.Resampling.LANCZOS)
         return self.encode_pixels(VaeImageProcessor().preprocess(image), noise)
 
+    @on_ladder("decode")
     def encode_pixels(
         self, pixels: torch.Tensor, noise: torch.Tensor | None = None, *, tiled: bool = False
     ) -> torch.Tensor:
@@ -246,13 +276,14 @@ class Engine:
         vae = self.components.vae
         with self._lock, torch.no_grad(), memory.mapped(self.device):
             self.residency.need("vae", pixels[0, 0].numel())
-            with tiling(vae, tiled):
+            with tiling(vae, tiled or self._tiled):
                 posteriors = [vae.encode(p).latent_dist for p in pixels.to(vae.device, vae.dtype).split(1)]
             raw = torch.cat([posterior.mean for posterior in posteriors]).float()
             if noise is None:
                 return raw
             return raw + torch.cat([posterior.std for posterior in posteriors]).float() * noise.to(raw.device)
 
+    @on_ladder("denoise")
     def denoise(
         self,
         request: Request,
@@ -321,6 +352,7 @@ class Engine:
             images += VaeImageProcessor().postprocess(self.decode_pixels(single), output_type="pil")
         return images
 
+    @on_ladder("decode")
     def decode_pixels(self, latents: torch.Tensor, *, tiled: bool = False) -> torch.Tensor:
         """Raw VAE latents [B, C, h, w] to pixels float32 [B, 3, 8h, 8w], about -1..1, one picture at a time.
 
@@ -339,12 +371,13 @@ class Engine:
         with self._lock, torch.no_grad(), memory.mapped(self.device):
             self.residency.need("vae", latents[0, 0].numel() * self.family.latent_factor**2)
             for single in latents.to(vae.device, vae.dtype).split(1):
-                with tiling(vae, tiled):
+                with tiling(vae, tiled or self._tiled):
                     pixels = vae.decode(single, return_dict=False)[0].float()
                 sampling.check_finite(pixels, "the decoded pixels", vae.dtype)
                 pictures.append(pixels)
         return torch.cat(pictures)
 
+    @on_ladder("decode")
     def prepare_preview(self) -> None:
         """Prepares what `Step.preview` uses; with the VAE, so best before the transformer has the device."""
         with self._lock, torch.no_grad(), memory.mapped(self.device):
@@ -353,6 +386,10 @@ class Engine:
                 self._previewer = preview.previewer(self.components.vae, self.device)
 
     # --- parts ------------------------------------------------------------------------------
+
+    @property
+    def _tiled(self) -> bool:
+        return isinstance(self.residency, Placed) and self.residency.rung.tiled
 
     @property
     def latent_channels(self) -> int:
@@ -390,6 +427,10 @@ class Engine:
         if not self.family.guided(full.guidance):
             return None
         return full.negatives or ("",) * len(full.prompts)
+
+    def _run_text_encoder(self, prompts: Sequence[str], negatives: Sequence[str] | None) -> Conditioning:
+        self.residency.need("text_encoder")
+        return self.family.encode(self.components, prompts, negatives)
 
     def _encode_for(self, full: Request) -> Conditioning:
         negatives = self._negatives(full)
@@ -441,20 +482,9 @@ class Engine:
             strength=full.strength,
             dtype=str(self.dtype).removeprefix("torch."),
             device=self.device.type,
+            mode=self.mode,
             start=start,
             loras=tuple(LoraRecord(lora.path, lora.strength, lora.sha256) for lora in self.loras),
             remake=full.latents is None and full.mask is None,
             versions=versions(),
         )
-
-
-@contextmanager
-def tiling(vae: Any, tiled: bool) -> Iterator[None]:
-    """Switches diffusers' own tiling on for a while."""
-    if tiled:
-        vae.enable_tiling()
-    try:
-        yield
-    finally:
-        if tiled:
-            vae.disable_tiling()

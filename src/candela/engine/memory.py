@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +38,12 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+# What else says that memory has run out: torch on the CPU, oneDNN, C++, and threads that cannot be given a stack.
+SIGNS = ("can't allocate memory", "could not create a memory", "could not create a primitive", "bad_alloc",
+         "can't start new thread", "Cannot allocate memory")  # fmt: skip
+TRIED = re.compile(r"[Tt]ried to allocate ([\d.]+ ?(?:bytes|[KMGT]iB))")
+
+
 @contextmanager
 def mapped(device: torch.device) -> Iterator[None]:
     """Raises torch's several ways to run out of memory as `OutOfMemory`."""
@@ -43,13 +51,30 @@ def mapped(device: torch.device) -> Iterator[None]:
         yield
     except OutOfMemory:
         raise  # told already, by a stage within a stage
-    except (MemoryError, RuntimeError) as error:
-        text = str(error)
-        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "can't allocate memory" not in text:
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not ran_out(error):
             raise
-        detail = text[text.find("Tried to allocate") :] if "Tried to allocate" in text else text
         raise OutOfMemory(
-            f"not enough memory on {device}: {detail.splitlines()[0][:200] if detail else 'an allocation failed'}. "
-            "Ask for a smaller size or fewer pictures at once, close what else uses the memory, "
-            "or take a smaller model"
+            f"not enough memory on {device}: {_detail(str(error))}. Ask for a smaller size or fewer pictures at once, "
+            "close what else uses the memory, or take a smaller model"
         ) from error
+
+
+def ran_out(error: BaseException) -> bool:
+    """Does `error`, of Python or a library, mean that there is no memory left?"""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return any(sign in str(error) for sign in SIGNS)
+
+
+def _detail(text: str) -> str:
+    if tried := TRIED.search(text):
+        amount = tried[1]
+        if amount.endswith("bytes"):
+            amount = f"{int(amount.removesuffix('bytes')) / 1e6:.1f} MB"
+        rest = text[tried.end() :].lstrip(". ").splitlines()
+        more = f" ({rest[0][:160].rstrip('. ')})" if rest and "GPU" in rest[0] else ""
+        return f"{amount} more could not be had{more}"
+    return text.splitlines()[0][:200].rstrip(". ") if text else "an allocation failed"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
+
+from candela.engine.ladder import Placement, Rung, below
+from candela.engine.placing import LARGE, Shelf, return_at_once, trim
 
 
 class Residency(Protocol):
@@ -22,3 +26,51 @@ class Resident:
     def need(self, component: str, pixels: int = 0) -> None: ...
 
     def need_all(self, pixels: int = 0) -> None: ...
+
+
+class Placed:
+    """The engine's own: components are where its rung of the ladder says."""
+
+    def __init__(self, shelves: Mapping[str, Shelf], rung: Rung):
+        """`shelves`: the components that can be away."""
+        self.shelves, self.rung = shelves, rung
+        if rung.placement is Placement.RESIDENT:
+            return_at_once(LARGE)
+
+    def need(self, component: str, pixels: int = 0) -> None:
+        placement = self.rung.placement
+        if placement is Placement.RESIDENT:
+            return self.need_all()
+        if component in self.shelves or placement is Placement.STREAMED:
+            for name, shelf in self.shelves.items():
+                if name != component:
+                    shelf.away()
+        if component in self.shelves:
+            shelf = self.shelves[component]
+            shelf.whole() if placement is Placement.RELEASED else shelf.streamed()
+
+    def need_all(self, pixels: int = 0) -> None:
+        for shelf in self.shelves.values():
+            shelf.whole()
+
+    def leave(self) -> None:
+        """Everything that can be is away, until it is needed again."""
+        for shelf in self.shelves.values():
+            shelf.away()
+        trim()
+
+    def step_down(self, stage: str) -> Rung | None:
+        """Goes to the next rung, and makes the room that it gives; None, and all is as it was, from the last one."""
+        after = below(self.rung, stage)
+        if after is None or (after.placement is not self.rung.placement and not self.shelves):
+            return None
+        self.rung = after
+        return_at_once()
+        if after.placement is not Placement.RESIDENT:
+            self.leave()
+        trim()
+        return after
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {name: shelf.bytes for name, shelf in self.shelves.items()}

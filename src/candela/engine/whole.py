@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from candela.engine import memory, sampling
-from candela.engine.engine import Engine, tiling
+from candela.engine.attempts import on_ladder
+from candela.engine.engine import Engine
 from candela.engine.request import Request
 from candela.engine.sampling import OnStep, Step
+from candela.engine.tiling import tiling
 from candela.errors import Cancelled, CandelaWarning, InvalidRequest
 from candela.families import Conditioning
 from candela.families.decoders import decode, decoder_of, latent_channels
@@ -38,6 +40,7 @@ class WholePipelineEngine(Engine):
         checked = Request(prompts, negative_prompts)
         return self.family.encode(self.components, checked.prompts, checked.negatives)
 
+    @on_ladder("denoise")
     def denoise(
         self,
         request: Request,
@@ -103,6 +106,7 @@ class WholePipelineEngine(Engine):
 
         return report
 
+    @on_ladder("decode")
     def decode_pixels(self, latents: torch.Tensor, *, tiled: bool = False) -> torch.Tensor:
         """Raw VAE latents [B, C, h, w] to pixels float32 [B, 3, H, W], -1..1, one picture at a time.
 
@@ -120,7 +124,7 @@ class WholePipelineEngine(Engine):
         pictures = []
         with self._lock, torch.no_grad(), memory.mapped(self.device):
             self.residency.need_all(latents[0, 0].numel() * self.family.latent_factor**2)
-            with tiling(decoder, tiled and hasattr(decoder, "enable_tiling")):
+            with tiling(decoder, (tiled or self._tiled) and hasattr(decoder, "enable_tiling")):
                 for single in latents.to(decoder.device, decoder.dtype).split(1):
                     pixels = decode(decoder, single)
                     sampling.check_finite(pixels, "the decoded pixels", decoder.dtype)

@@ -18,14 +18,19 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     if x.dtype == torch.float32 and x.device.type == "cpu":  # torch has no fused kernel there, and squares into a copy
         square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
         return (x * square.div_(x.shape[-1]).add_(eps).rsqrt_()).mul_(weight)
-    if weight.ndim == 1:
-        return functional.rms_norm(x, weight.shape, weight, eps)
+    if weight.numel() == x.shape[-1]:
+        return functional.rms_norm(x, (x.shape[-1],), weight.reshape(-1), eps)
     return functional.rms_norm(x, (x.shape[-1],), None, eps).mul_(weight)
 
 
 def rotate(x: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
     """Rotary position embedding: each pair of neighbours in x [B, S, heads, D], seen as a complex number, times
     `rotary` complex64 [B or 1, S, D / 2]. Changes x in place where it is float32."""
+    if torch.compiler.is_compiling():  # which fuses this into one kernel, and knows no complex numbers
+        cosine, sine = torch.view_as_real(rotary.unsqueeze(2)).unbind(-1)
+        first, second = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+        turned = (first * cosine - second * sine, first * sine + second * cosine)
+        return torch.stack(turned, dim=-1).flatten(3).to(x.dtype)
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs.mul_(rotary.unsqueeze(2))).flatten(3).to(x.dtype)
 

@@ -1,0 +1,120 @@
+"""A component's class from its folder, built without memory for its weights, which are then put in as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from candela.checkpoints.checkpoint import Part
+from candela.checkpoints.headers import StoredTensor, read_header
+from candela.checkpoints.reading import Wanted, read_tensors
+
+# A language model's output head is stored beside its text encoder and not needed by it.
+IGNORED = ("lm_head.",)
+COUNTED = (".position_ids",)  # 0, 1, 2, ...: older CLIP files store what newer code counts
+FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+def assemble(part: Part, cls: Any, files: tuple[Path, ...], *, device: torch.device, dtype: torch.dtype) -> Any:
+    """-> the component, whole; None if its files do not fit `cls` to the letter. Then the library itself has to read
+    them, as it knows the names that older versions gave, and says what is missing.
+
+    Raises:
+        DamagedFile: a weight file that cannot be read.
+        Whatever the library raises for a configuration that it cannot build from.
+    """
+    from accelerate import init_empty_weights
+
+    if part.config.get("quantization_config"):
+        return None
+    with _default_dtype(dtype), init_empty_weights():  # which leaves computed buffers be
+        module = _empty(part, cls, dtype)
+    if module is None:
+        return None
+    stored = {name: (file, tensor) for file in files for name, tensor in read_header(file).tensors.items()}
+    expected = module.state_dict(keep_vars=True)
+    sources = _sources(stored, expected, getattr(module, "base_model_prefix", ""))
+    tied = getattr(module, "all_tied_weights_keys", {})
+    missing = expected.keys() - sources.keys()
+    if sources.keys() - expected.keys() or missing - tied.keys() - set(tied.values()):
+        return None
+    wanted = {}
+    for name, source in sources.items():
+        file, tensor = stored[source]
+        target = _dtype(module, name, expected[name].dtype, dtype)
+        if tuple(expected[name].shape) != tensor.shape or (tensor.dtype in FLOATS) != target.is_floating_point:
+            return None
+        wanted[name] = Wanted(file, tensor, target)
+    module.load_state_dict(read_tensors(wanted, device), strict=False, assign=True)
+    if tied:
+        module.tie_weights(missing_keys=missing, recompute_mapping=False)
+    return None if any(value.is_meta for value in module.state_dict().values()) else module
+
+
+def _empty(part: Part, cls: Any, dtype: torch.dtype) -> Any:
+    """The class with its configuration; None where only the library can load it."""
+    import diffusers.models.modeling_utils as diffusers_models
+
+    if issubclass(cls, diffusers_models.ModelMixin):
+        # Transformer2DModel turns into whatever class its configuration stands for today.
+        legacy = issubclass(cls, diffusers_models.LegacyModelMixin)
+        return None if legacy else cls.from_config(part.config)
+    from transformers import PreTrainedModel
+    from transformers.initialization import no_init_weights
+
+    if not issubclass(cls, PreTrainedModel) or (
+        cls.can_generate() and (part.path / "generation_config.json").is_file()
+    ):
+        return None  # it has a second configuration, and rules for it
+    config = cls.config_class.from_pretrained(part.path, local_files_only=True)
+    for inner in (config, *(getattr(config, name, None) for name in config.sub_configs)):
+        if inner is not None:
+            inner.dtype = dtype
+    with no_init_weights():
+        module = cls(config)
+    kept = set(module._keep_in_fp32_modules_strict or ())
+    if dtype == torch.float16:
+        kept |= set(module._keep_in_fp32_modules or ())
+    return None if kept and dtype != torch.float32 else module  # patterns, in a syntax of its own
+
+
+def _sources(
+    stored: Mapping[str, tuple[Path, StoredTensor]], expected: Mapping[str, torch.Tensor], prefix: str
+) -> dict[str, str]:
+    """The module's name of each stored tensor -> its stored name; one with no place, or whose place is taken, keeps
+    its own. A model without a head may be stored as the part of one that has it, and the other way round."""
+    sources: dict[str, str] = {}
+    for name in stored:
+        inner = name.removeprefix(f"{prefix}.") if prefix else name
+        outer = f"{prefix}.{name}" if prefix else name
+        place = next((known for known in (name, inner, outer) if known in expected and known not in sources), name)
+        if place in expected or not (name.startswith(IGNORED) or name.endswith(COUNTED)):
+            sources[place] = name
+    return sources
+
+
+def _dtype(module: Any, name: str, built: torch.dtype, dtype: torch.dtype) -> torch.dtype:
+    """What the library would load the tensor in: transformers' parameters are built in it already."""
+    import diffusers
+
+    if not (isinstance(module, diffusers.ModelMixin) and built.is_floating_point):
+        return built
+    kept = module._keep_in_fp32_modules or ()
+    kept = [kept] if isinstance(kept, str) else kept
+    return torch.float32 if set(kept) & set(name.split(".")) else dtype
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """What a class computes when it is built (tables of positions) is in the precision of its weights, as the
+    libraries have it."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

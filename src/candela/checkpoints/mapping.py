@@ -1,0 +1,111 @@
+"""Weights that stay in their file: mapped into memory, and out of harm's way when the file is changed.
+
+A mapped file costs no time to load, and its memory is the system's own cache of it, which processes share. But who
+reads from a page that the file no longer has is ended by the system (SIGBUS). So a file is mapped only where Linux
+grants a lease on it (fcntl(2), F_SETLEASE): whoever opens it for writing then waits, at most `lease-break-time` (45 s),
+until its pages have been copied and the copy put in their place, at the same addresses. No lease is granted on
+another user's files, most network drives and other systems; there, weights are read.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import functools
+import mmap
+import os
+import signal
+import threading
+import time
+import weakref
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from candela.checkpoints.headers.header import open_regular
+
+PERIOD = 0.5  # seconds between two looks at the leases; a look takes a microsecond for each
+MAYMOVE, FIXED = 1, 2  # of mremap(2)
+
+_lock = threading.Lock()
+_leased: dict[int, weakref.ref[mmap.mmap]] = {}  # by the descriptor that holds the lease
+_watching = False
+
+
+def mapped(path: Path) -> torch.Tensor | None:
+    """The bytes of a file, uint8 [size], private to this process when they are written to; None where they cannot be
+    mapped safely.
+
+    Raises:
+        DamagedFile: it is no regular file.
+    """
+    with open_regular(path) as file:
+        held = os.dup(file.fileno())  # closed, and the lease given back, when the last tensor of it is gone
+    try:
+        fcntl.fcntl(held, fcntl.F_SETSIG, signal.SIGURG)  # ignored by default; SIGIO would end the process
+        fcntl.fcntl(held, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        memory = mmap.mmap(held, 0, access=mmap.ACCESS_COPY)
+    except (OSError, ValueError):
+        os.close(held)
+        return None
+    with _lock:
+        _leased[held] = weakref.ref(memory)
+        _watch()
+    weakref.finalize(memory, _give_back, held)
+    return torch.frombuffer(memory, dtype=torch.uint8)
+
+
+def _give_back(held: int) -> None:
+    _leased.pop(held, None)
+    os.close(held)
+
+
+def _watch() -> None:
+    global _watching
+    if not _watching:
+        _watching = True
+        threading.Thread(target=_look_after, name="candela-leases", daemon=True).start()
+
+
+def _look_after() -> None:
+    global _watching
+    while True:
+        time.sleep(PERIOD)
+        for held, reference in list(_leased.items()):
+            memory = reference()
+            if memory is not None and fcntl.fcntl(held, fcntl.F_GETLEASE) != fcntl.F_RDLCK:
+                _leased.pop(held)
+                _detach(memory)
+                fcntl.fcntl(held, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+            del memory
+        with _lock:
+            if not _leased:
+                _watching = False
+                return
+
+
+@functools.cache
+def _libc() -> Any:
+    libc = ctypes.CDLL(None, use_errno=True)
+    pointer, size, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    libc.mmap.argtypes, libc.mmap.restype = [pointer, size, number, number, number, ctypes.c_long], pointer
+    libc.mremap.argtypes, libc.mremap.restype = [pointer, size, size, number, pointer], pointer
+    libc.memcpy.argtypes, libc.memcpy.restype = [pointer, pointer, size], pointer
+    return libc
+
+
+def _detach(memory: mmap.mmap) -> None:
+    """Puts a copy of the pages where they are, in one step: every tensor goes on as if nothing had been.
+
+    Raises:
+        MemoryError: there is no room for the copy; the file's writer goes on when the system's patience ends.
+    """
+    libc, size = _libc(), -(-len(memory) // mmap.PAGESIZE) * mmap.PAGESIZE
+    place = torch.frombuffer(memory, dtype=torch.uint8).data_ptr()
+    # Not Python's own mmap: it would unmap the address that the copy has moved away from.
+    copy = libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+    if copy == ctypes.c_void_p(-1).value:
+        raise MemoryError(f"{size} bytes, to copy weights whose file is about to be written")
+    libc.memcpy(copy, place, len(memory))
+    libc.mremap(copy, size, size, MAYMOVE | FIXED, place)

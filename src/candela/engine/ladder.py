@@ -1,0 +1,50 @@
+"""Which way down there is when memory runs out. Policy only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import Enum
+
+
+class Placement(Enum):
+    """Where transformer and text encoder are while they are not needed. The VAE, which is small, always stays."""
+
+    RESIDENT = "resident"  # where they are needed
+    RELEASED = "released"  # away: the two take turns
+    STREAMED = "streamed"  # away, and when needed there one block at a time
+
+
+ORDER = list(Placement)
+
+
+@dataclass(frozen=True)
+class Rung:
+    """`tiled`: pictures larger than a tile are decoded in overlapping pieces."""
+
+    placement: Placement = Placement.RESIDENT
+    tiled: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.placement.value}{', tiled decoding' if self.tiled else ''}"
+
+
+def below(rung: Rung, stage: str) -> Rung | None:
+    """The next rung for `stage` (load, encode, denoise, decode), one at a time; None from the last one."""
+    if stage == "decode" and not rung.tiled:
+        return replace(rung, tiled=True)
+    number = ORDER.index(rung.placement) + 1
+    return replace(rung, placement=ORDER[number]) if number < len(ORDER) else None
+
+
+def costs(before: Rung, after: Rung, sizes: dict[str, int]) -> str:
+    """What `after` costs beside `before`, in words; `sizes` in bytes by component."""
+    if after.tiled != before.tiled:
+        return (
+            "pictures larger than 512x512 are decoded in overlapping tiles, which takes up to 1.8 times as long and "
+            "leaves faint differences"
+        )
+    named = [f"{name.replace('_', ' ')} ({size / 1e9:.2g} GB)" for name, size in sizes.items()]
+    moved = " and ".join(named or ["text encoder", "transformer"])
+    if after.placement is Placement.RELEASED:
+        return f"{moved} take turns in memory, so each new prompt moves both; the picture is the same"
+    return f"{moved} come block by block, the transformer in every step; the picture is the same"

@@ -1,0 +1,220 @@
+"""Components that are not always in memory: put away, brought back, and streamed block by block. Work; who decides is
+`residency.py`.
+
+Away is where a tensor comes back from: on a GPU main memory, locked so that the copy runs beside the arithmetic; on
+the CPU the component's own files. What is away leaves a tensor of the same shape, precision and device behind, which
+takes no memory and holds NaN.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Collection, Mapping
+from typing import Any, Protocol
+
+import torch
+
+from candela.engine.skeletons import blocks_of, size_of
+
+FIXED = -1  # the group of all that is in no block
+MMAP_THRESHOLD = -3  # of mallopt(3)
+SMALL, LARGE = 1 << 18, 1 << 23  # bytes; left to itself glibc goes up to 1 << 25
+
+
+class Source(Protocol):
+    """Where tensors come back from."""
+
+    @property
+    def names(self) -> Collection[str]: ...
+
+    def keep(self, name: str, tensor: torch.Tensor) -> None:
+        """Called before `tensor` goes."""
+
+    def read(self, names: Collection[str], device: torch.device) -> Mapping[str, torch.Tensor]: ...
+
+
+class Host:
+    """Main memory: each tensor is copied there once, and stays."""
+
+    def __init__(self, module: torch.nn.Module, pinned: bool):
+        self.pinned = pinned
+        self.names = frozenset(dict(module.named_parameters()) | dict(module.named_buffers()))
+        self._kept: dict[str, torch.Tensor] = {}
+
+    def keep(self, name: str, tensor: torch.Tensor) -> None:
+        if name not in self._kept:
+            self._kept[name] = tensor.detach().cpu().pin_memory() if self.pinned else tensor.detach().to("cpu", copy=True)
+
+    def read(self, names: Collection[str], device: torch.device) -> dict[str, torch.Tensor]:
+        found = {name: self._kept[name] for name in names if name in self._kept}
+        return {name: tensor.to(device, non_blocking=True, copy=True) for name, tensor in found.items()}
+
+
+class Shelf:
+    """One component: its blocks, and the rest of it, each here or away."""
+
+    def __init__(self, module: torch.nn.Module, source: Source, device: torch.device, *, empty: bool = False):
+        """`empty`: nothing is here yet, only tensors of the right shapes, on the meta device."""
+        self.module, self.source, self.device = module, source, device
+        self.bytes = size_of(module)
+        blocks = blocks_of(module)
+        group_of = {id(inner): number for number, block in enumerate(blocks) for inner in block.modules()}
+        self._groups: dict[int, dict[str, tuple[torch.nn.Module, str]]] = {n: {} for n in (FIXED, *range(len(blocks)))}
+        for path, owner in module.named_modules():
+            for leaf in (*owner._parameters, *owner._buffers):
+                name = f"{path}.{leaf}" if path else leaf
+                if name in source.names and getattr(owner, leaf) is not None:
+                    self._groups[group_of.get(id(owner), FIXED)][name] = (owner, leaf)
+        self._blocks = blocks
+        self._here = set() if empty else set(self._groups)
+        self._hooks: list[Any] = []
+        self._turn: _Turn | None = None
+        if empty:
+            for places in self._groups.values():
+                for owner, leaf in places.values():
+                    _put(owner, leaf, _hollow(getattr(owner, leaf), device))
+
+    def whole(self) -> None:
+        """All of it is here."""
+        self._stop()
+        for number in self._groups.keys() - self._here:
+            self.bring(number)
+
+    def away(self) -> None:
+        """None of it is."""
+        self._stop()
+        for number in list(self._here):
+            self.drop(number)
+        trim()
+
+    def streamed(self) -> None:
+        """Its blocks come when they are called, one after the other; the rest is here."""
+        if self._turn:
+            return
+        for number in self._here - {FIXED}:
+            self.drop(number)
+        trim()
+        if FIXED not in self._here:
+            self.bring(FIXED)
+        self._turn = _Ahead(self) if self.device.type == "cuda" else _Turn(self)
+        for number, block in enumerate(self._blocks):
+            for inner in block.modules():
+                self._hooks.append(inner.register_forward_pre_hook(self._turn.hook(number)))
+
+    def _stop(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks, self._turn = [], None
+
+    def bring(self, number: int) -> None:
+        self.place(number, self.read(number))
+
+    def read(self, number: int) -> Mapping[str, torch.Tensor]:
+        return self.source.read(self._groups[number].keys(), self.device)
+
+    def place(self, number: int, tensors: Mapping[str, torch.Tensor]) -> None:
+        for name, (owner, leaf) in self._groups[number].items():
+            _put(owner, leaf, tensors[name])
+        self._here.add(number)
+
+    def drop(self, number: int) -> None:
+        for name, (owner, leaf) in self._groups[number].items():
+            tensor = getattr(owner, leaf)
+            self.source.keep(name, tensor)
+            _put(owner, leaf, _hollow(tensor, self.device))
+        self._here.discard(number)
+
+
+class _Turn:
+    """One block at a time."""
+
+    def __init__(self, shelf: Shelf):
+        self.shelf = shelf
+        self.now: int | None = None
+
+    def hook(self, number: int) -> Any:
+        return lambda module, arguments: self.come(number)
+
+    def come(self, number: int) -> None:
+        if number == self.now:
+            return
+        if self.now is not None:
+            self.shelf.drop(self.now)
+        self.now = None
+        self.shelf.bring(number)
+        self.now = number
+
+
+class _Ahead(_Turn):
+    """On CUDA: the next block is copied on a stream of its own while this one computes. Two are there at once."""
+
+    def __init__(self, shelf: Shelf):
+        super().__init__(shelf)
+        self.stream = torch.cuda.Stream(shelf.device)
+        self.after: dict[int, int] = {}  # as they were called the last time
+        self.coming: dict[int, tuple[Mapping[str, torch.Tensor], torch.cuda.Event]] = {}
+
+    def come(self, number: int) -> None:
+        if number == self.now:
+            return
+        compute = torch.cuda.current_stream(self.shelf.device)
+        if self.now is not None:
+            self.after[self.now] = number
+            compute.synchronize()  # its memory is free only when its arithmetic is done
+            self.shelf.drop(self.now)
+        self.now = None
+        if number not in self.coming:
+            self.coming = {}
+            self._fetch(number)
+        tensors, copied = self.coming.pop(number)
+        compute.wait_event(copied)
+        self.shelf.place(number, tensors)
+        self.now = number
+        if (following := self.after.get(number, number + 1)) < len(self.shelf._blocks):
+            self._fetch(following)
+
+    def _fetch(self, number: int) -> None:
+        with torch.cuda.stream(self.stream):
+            tensors = self.shelf.read(number)
+            copied = torch.cuda.Event()
+            copied.record(self.stream)
+        self.coming[number] = (tensors, copied)
+
+
+def _hollow(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    plain = tensor.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    value = torch.full((), torch.nan, dtype=tensor.dtype, device=device) if plain else None
+    return (torch.empty((), dtype=tensor.dtype, device=device) if value is None else value).expand(tensor.shape)
+
+
+def _put(owner: torch.nn.Module, leaf: str, tensor: torch.Tensor) -> None:
+    parameter = owner._parameters.get(leaf)
+    if parameter is None:
+        owner._buffers[leaf] = tensor
+    elif parameter.is_meta:
+        owner._parameters[leaf] = torch.nn.Parameter(tensor, requires_grad=False)
+    else:
+        parameter.data = tensor
+
+
+def trim() -> None:
+    """Gives freed memory back: glibc and torch's allocator for CUDA keep it otherwise, out of others' reach."""
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    if sys.platform == "linux" and (libc := _glibc()):
+        libc.malloc_trim(0)
+
+
+def return_at_once(beyond: int = SMALL) -> None:
+    """From now on every block of `beyond` bytes goes back to the system when it is freed, and leaves no hole in the
+    heap. glibc raises its own limit with what is freed: then weights that have gone leave holes which
+    nothing fits, a fifth of what they took. Each such block costs page faults, so what computes all the time is left
+    to the heap."""
+    if sys.platform == "linux" and (libc := _glibc()):
+        libc.mallopt(MMAP_THRESHOLD, beyond)
+
+
+def _glibc() -> Any | None:
+    libc = ctypes.CDLL(None)
+    return libc if hasattr(libc, "malloc_trim") and hasattr(libc, "mallopt") else None

@@ -1,0 +1,25 @@
+"""A VAE that takes a picture in overlapping pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+TILE = 512  # pixels a side of a piece
+
+
+@contextmanager
+def tiling(vae: Any, tiled: bool) -> Iterator[None]:
+    """Switches diffusers' own tiling on for a while, in tiles of 512 pixels: a VAE's own may be as large as a picture."""
+    sizes = {"tile_sample_min_size": TILE, "tile_latent_min_size": TILE // 8}
+    own = {name: getattr(vae, name) for name in sizes if tiled and hasattr(vae, name)}
+    if tiled:
+        vae.enable_tiling()
+    vars(vae).update({name: sizes[name] for name in own})
+    try:
+        yield
+    finally:
+        vars(vae).update(own)
+        if tiled:
+            vae.disable_tiling()
