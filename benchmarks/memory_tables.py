@@ -1,11 +1,12 @@
 """The tables of docs/memory.md, made by the planner itself.
 
-    python -m benchmarks.memory_tables           # writes them into the document
-    python -m benchmarks.memory_tables --check   # exit code 1 if they differ
+python -m benchmarks.memory_tables           # writes them into the document
+python -m benchmarks.memory_tables --check   # exit code 1 if they differ
 """
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 from collections.abc import Iterator
@@ -29,10 +30,14 @@ def tables() -> str:
     return "\n".join(line for model in MODELS for line in _model(model))
 
 
-def _model(model: str) -> Iterator[str]:
+@functools.cache
+def of(model: str, precision: str) -> Measured:
     checkpoint = announced(model)
-    family = family_of(checkpoint)
-    known = {p: measured(checkpoint, family, torch.bfloat16, "cuda", precision=p) for p in MODELS[model]}
+    return measured(checkpoint, family_of(checkpoint), torch.bfloat16, "cuda", precision=precision)
+
+
+def _model(model: str) -> Iterator[str]:
+    known = {precision: of(model, precision) for precision in MODELS[model]}
     first = known["bf16"].defaults
     guided = f", guidance {first.guidance:g}" if first.guidance else ""
     yield f"### {model}, {first.width}x{first.height}, {first.steps} steps{guided}\n"
@@ -47,7 +52,8 @@ def _model(model: str) -> Iterator[str]:
     yield "|---" * (len(RUNGS) + 1) + "|"
     for precision, one in known.items():
         yield f"| {precision} | " + " | ".join(f"{_peak(one, rung, CARDS[0]) / 1e9:.2f}" for rung in RUNGS) + " |"
-    yield "\n| card | weights | placement | encode | denoise | decode | peak + reserve | of | main memory | s a picture |"
+    stages = "encode | denoise | decode"
+    yield f"\n| card | weights | placement | {stages} | peak + reserve | of | main memory | s a picture |"
     yield "|---|---|---|---|---|---|---|---|---|---|"
     for name in SIZED.values():
         for precision, one in known.items():
@@ -57,7 +63,8 @@ def _model(model: str) -> Iterator[str]:
     yield "|---" * (len(known) + 1) + "|"
     for other in CARDS:
         if other.name not in SIZED.values():
-            cells = (f"{one.seconds(rung, other):.1f} ({rung})" for one in known.values() for rung in [one.best(other)[0]])
+            rungs = ((one, one.best(other)[0]) for one in known.values())
+            cells = (f"{one.seconds(rung, other):.1f} ({rung})" for one, rung in rungs)
             yield f"| {other.name} | " + " | ".join(cells) + " |"
     yield ""
 

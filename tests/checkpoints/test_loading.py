@@ -167,3 +167,14 @@ def test_mapped_weights_survive_that_their_file_is_overwritten(tmp_path):
     if "no lease" in done.stdout:
         pytest.skip("this file system grants no leases, so nothing is mapped")
     assert "unharmed" in done.stdout
+
+
+def test_loads_within_inference_mode(tiny_models):
+    """ComfyUI's nodes run in it; threads that read do not. From float32 files into bfloat16 every weight is read."""
+    from candela import Engine, Request
+
+    with torch.inference_mode():
+        engine = Engine.load(tiny_models["z-image"], dtype="bfloat16")
+        picture = engine.generate(Request("a star", width=64, height=64, steps=1, guidance=0.0)).images[0]
+    assert picture.size == (64, 64)
+    assert not any(p.is_inference() for m in engine.components.modules.values() for p in m.parameters())

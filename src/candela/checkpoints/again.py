@@ -68,7 +68,7 @@ class Files:
             pieces = self._places[stored]
             for piece in pieces:
                 fitted = _fitted(value, piece, pieces, self._shapes)
-                owner, _, leaf = piece.name.rpartition(".")
+                owner = piece.name.rpartition(".")[0]
                 if isinstance(fitted, Packed) and piece.name not in self.dtypes:
                     tensors |= {f"{owner}.{field}": tensor for field, tensor in fitted.tensors().items()}
                 elif fitted is not None:

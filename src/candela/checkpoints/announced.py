@@ -50,7 +50,8 @@ MODELS = {
 
 
 def announced(name: str) -> Checkpoint:
-    """The model `name` as its authors describe it. Its tokenizer is the demo's, which splits texts much like it.
+    """The model `name` as its authors describe it. Its tokenizer is the demo's, which makes about twice as many tokens
+    of a text.
 
     Raises:
         ModelNotFound: nothing is known of its sizes.

@@ -54,6 +54,7 @@ def load_components(checkpoint: Checkpoint, *, device: torch.device, dtype: torc
     )
 
 
+@torch.inference_mode(False)  # ComfyUI loads within it: such tensors could not be filled by several threads
 def load_component(part: Part, name: str, *, device: torch.device, dtype: torch.dtype) -> Any:
     """Loads the component `name` alone.
 

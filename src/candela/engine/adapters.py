@@ -207,6 +207,8 @@ def dora_gains(
     by_row = magnitude.ndim == 1 or magnitude.shape[1] == 1
     squares = []
     for linear, delta in zip(linears, deltas):
+        for bring in linear._forward_pre_hooks.values():  # it may be away until it is called (engine/placing.py)
+            bring(linear, ())
         weight = linear.weight.detach().float()
         squares.append((weight + delta.dense().to(weight.device)).square().sum(1 if by_row else 0).cpu())
     if by_row:

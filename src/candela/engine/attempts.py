@@ -58,8 +58,8 @@ def on_ladder(stage: str) -> Callable[[Work], Work]:
                                 failure = str(error)
                     weights = sum(placed.sizes.values()) / 1e9
                     raise OutOfMemory(
-                        f"{failure}. (In {stage}; {engine.model} was {before}: of its {weights:.2g} GB beside the VAE all "
-                        "that can be was away)"
+                        f"{failure}. (In {stage}; {engine.model} was {before}, with all away that can be of the "
+                        f"{weights:.2g} GB beside its VAE)"
                     )
 
         return attempt  # type: ignore[return-value]

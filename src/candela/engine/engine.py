@@ -9,7 +9,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -19,10 +19,10 @@ from candela.engine import fast as fast_mode
 from candela.engine import memory, preview, sampling
 from candela.engine.adapters import Adapters, AppliedLora, checked
 from candela.engine.attempts import load_placed, on_ladder
-from candela.engine.embeddings import Embeddings
 from candela.engine.device import pick_device, pick_dtype
-from candela.engine.request import Request
+from candela.engine.embeddings import Embeddings
 from candela.engine.planning import pick_rung
+from candela.engine.request import Request
 from candela.engine.residency import Placed, Residency, Resident
 from candela.engine.result import Result, Seconds
 from candela.engine.sampling import OnStep
@@ -69,6 +69,7 @@ class Engine:
         self._adapters: Adapters | None = None
 
     @classmethod
+    @torch.inference_mode(False)  # weights are ordinary tensors, whoever calls
     def load(
         cls,
         model: str | os.PathLike[str] = "demo",
@@ -87,8 +88,8 @@ class Engine:
         `fast` computes with 8-bit numbers, which changes the picture a little (docs/fast.md): True for what the GPU
         does best, or "int8" or "fp8".
         `placement` is where transformer and text encoder are while they are not needed: resident, released or streamed
-        (docs/memory.md); by default as there is memory for (`candela plan`). Where memory runs out all the same, it goes
-        one down, with a CandelaWarning.
+        (docs/memory.md); by default as there is memory for (`candela plan`). Where memory runs out all the same, it
+        goes one down, with a CandelaWarning.
         With `residency`, the weights are loaded into main memory, and what it makes of them brings each
         component to the device when a stage needs it.
 
@@ -196,6 +197,7 @@ class Engine:
         """Those that are on."""
         return self._adapters.applied if self._adapters else ()
 
+    @on_ladder("denoise")
     def set_loras(self, loras: Sequence[Lora]) -> tuple[AppliedLora, ...]:
         """Exchanges the LoRAs that are on for `loras`; several add up, none takes all off, and the same set again
         costs nothing. They hold for every run from now on. The model's own weights are never touched.

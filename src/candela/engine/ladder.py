@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import Enum
 
+from candela.engine.tiling import TILE
+
 
 class Placement(Enum):
     """Where transformer and text encoder are while they are not needed. The VAE, which is small, always stays."""
@@ -28,9 +30,10 @@ class Rung:
         return f"{self.placement.value}{', tiled decoding' if self.tiled else ''}"
 
 
-def below(rung: Rung, stage: str) -> Rung | None:
-    """The next rung for `stage` (load, encode, denoise, decode), one at a time; None from the last one."""
-    if stage == "decode" and not rung.tiled:
+def below(rung: Rung, stage: str, pixels: int = 0) -> Rung | None:
+    """The next rung for `stage` (load, encode, denoise, decode), one at a time; None from the last one.
+    `pixels` are at work: no more than a tile has, and tiles would not help."""
+    if stage == "decode" and not rung.tiled and pixels > TILE**2:
         return replace(rung, tiled=True)
     number = ORDER.index(rung.placement) + 1
     return replace(rung, placement=ORDER[number]) if number < len(ORDER) else None

@@ -24,10 +24,8 @@ from candela.engine.skeletons import Skeleton
 from candela.engine.tiling import tiling
 from candela.families import Conditioning, Family
 
-PROMPT = (  # 60 words, as people write them
-    "a lighthouse on a cliff at dusk, oil on canvas, heavy waves breaking on dark rocks below, gulls in the wind, a "
-    "warm lamp behind the glass, violet clouds with a last orange glow at the horizon, thick visible brush strokes, a "
-    "small boat far out with its sail lowered, painted in the manner of the old Dutch masters of the sea"
+PROMPT = (
+    "a lighthouse on a cliff at dusk, oil on canvas, heavy waves breaking on dark rocks below, a warm lamp behind glass"
 )
 
 
@@ -72,7 +70,7 @@ def measure(
     `device` is the kind that is planned for, cpu or cuda, which decides what convolutions need beside.
     """
     parts, fake = skeleton.components, skeleton.mode
-    negatives = [""] if family.guided(guidance) else None
+    negatives = ["blurry"] if family.guided(guidance) else None
     shape = (1, parts.vae.config.latent_channels, height // family.latent_factor, width // family.latent_factor)
     scheduler = copy.deepcopy(parts.scheduler)
     family.set_timesteps(scheduler, 2, torch.empty(shape))

@@ -44,7 +44,9 @@ class Host:
 
     def keep(self, name: str, tensor: torch.Tensor) -> None:
         if name not in self._kept:
-            self._kept[name] = tensor.detach().cpu().pin_memory() if self.pinned else tensor.detach().to("cpu", copy=True)
+            self._kept[name] = (
+                tensor.detach().cpu().pin_memory() if self.pinned else tensor.detach().to("cpu", copy=True)
+            )
 
     def read(self, names: Collection[str], device: torch.device) -> dict[str, torch.Tensor]:
         found = {name: self._kept[name] for name in names if name in self._kept}

@@ -68,7 +68,9 @@ class Measured:
         """Main memory that a rung takes."""
         if machine.device == "cpu":
             return PROCESS + max(stage.peak for stage in self.stages(rung, machine))
-        away = 0 if rung.placement is Placement.RESIDENT else sum(w.total for n, w in self.weights.items() if n != "vae")
+        away = (
+            0 if rung.placement is Placement.RESIDENT else sum(w.total for n, w in self.weights.items() if n != "vae")
+        )
         return PROCESS + away
 
     def fits(self, rung: Rung, machine: Machine) -> bool:

@@ -34,10 +34,12 @@ class Placed:
     def __init__(self, shelves: Mapping[str, Shelf], rung: Rung):
         """`shelves`: the components that can be away."""
         self.shelves, self.rung = shelves, rung
+        self.pixels = 0  # of the stage at work
         if rung.placement is Placement.RESIDENT:
             return_at_once(LARGE)
 
     def need(self, component: str, pixels: int = 0) -> None:
+        self.pixels = pixels
         placement = self.rung.placement
         if placement is Placement.RESIDENT:
             return self.need_all()
@@ -50,6 +52,7 @@ class Placed:
             shelf.whole() if placement is Placement.RELEASED else shelf.streamed()
 
     def need_all(self, pixels: int = 0) -> None:
+        self.pixels = pixels or self.pixels
         for shelf in self.shelves.values():
             shelf.whole()
 
@@ -61,7 +64,7 @@ class Placed:
 
     def step_down(self, stage: str) -> Rung | None:
         """Goes to the next rung, and makes the room that it gives; None, and all is as it was, from the last one."""
-        after = below(self.rung, stage)
+        after = below(self.rung, stage, self.pixels)
         if after is None or (after.placement is not self.rung.placement and not self.shelves):
             return None
         self.rung = after

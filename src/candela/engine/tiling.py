@@ -11,7 +11,7 @@ TILE = 512  # pixels a side of a piece
 
 @contextmanager
 def tiling(vae: Any, tiled: bool) -> Iterator[None]:
-    """Switches diffusers' own tiling on for a while, in tiles of 512 pixels: a VAE's own may be as large as a picture."""
+    """Switches diffusers' own tiling on for a while, in tiles of 512 pixels: its own may be as large as pictures."""
     sizes = {"tile_sample_min_size": TILE, "tile_latent_min_size": TILE // 8}
     own = {name: getattr(vae, name) for name in sizes if tiled and hasattr(vae, name)}
     if tiled:

@@ -1,0 +1,94 @@
+"""The plan against what is published, what is measured, and the document."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks import memory_tables
+from candela import Engine, InvalidRequest, ModelNotFound
+from candela.checkpoints import read_checkpoint
+from candela.checkpoints.announced import MODELS, announced
+from candela.checkpoints.published import PUBLICATIONS
+from candela.engine import planning
+from candela.engine.cards import RESERVED, Machine, card
+from candela.engine.ladder import Placement, Rung
+from candela.engine.planning import pick_rung, plan
+from candela.engine.skeletons import size_of, without_weights
+from candela.families import family_of
+from candela.install import card as install_card
+from tests.conftest import STAR, pixels
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_announced_models_are_as_large_as_the_published_files(name):
+    """Each file's header beside its tensors is well under a megabyte; Gemma's has its tokenizer too."""
+    parts = announced(name).parts
+    for file in PUBLICATIONS[name].split["bf16"]:
+        dtype = torch.float32 if file.component == "vae" else torch.bfloat16
+        size = size_of(without_weights(parts[file.component], file.component, dtype))
+        assert 0 <= file.bytes - size < (5_000_000 if "gemma" in file.name else 200_000), file.path
+
+
+def test_the_document_is_what_the_planner_says():
+    document = memory_tables.DOCUMENT.read_text()
+    assert memory_tables.renewed(document) == document, "run: python -m benchmarks.memory_tables"
+
+
+def test_seconds_are_near_published_ones():
+    """A step takes 0.893 s on a 3090 Ti (ComfyUI) and 0.084 s on an H100 (SGLang); eager code is slower than
+    the latter."""
+    known = memory_tables.of("z-image-turbo", "bf16")
+    assert known.costs.step.flops == pytest.approx(58.6e12, rel=0.06)
+    for name, published in (("RTX 3090 Ti 24 GB", 0.893), ("H100 80 GB", 0.084)):
+        machine = card(name)
+        assert known.costs.step.seconds(machine.flops, machine.bandwidth) == pytest.approx(published, rel=0.35)
+    smaller = Machine("", "cuda", 14 * GIB, 32 * GIB, 1e14, 1e12, 2e10)
+    assert known.best(smaller)[0] == Rung(Placement.RELEASED, tiled=True)
+    for gib, placement in ((8, "streamed"), (16, "released"), (24, "resident")):
+        assert known.best(card(memory_tables.SIZED[gib]))[0].placement.value == placement
+
+
+def test_a_dry_run_leaves_nothing_behind(demo, star_pixels):
+    plan("demo", vram=8 * GIB)
+    assert pixels(demo.generate(STAR).images[0]) == star_pixels
+
+
+def test_what_a_plan_says(tiny_models):
+    made = plan("demo", vram=8 * GIB, ram=16 * GIB, size=(192, 128))
+    assert made.installed and made.fits and made.placement == "resident" and not made.tiled
+    assert (made.width, made.height, made.steps) == (192, 128, 8)
+    weights = sum(component.bytes for component in made.components)
+    assert made.peak_bytes > weights == made.stages[0].weights
+    assert made.peak_bytes == max(stage.weights + stage.activations for stage in made.stages)
+    forced = plan("demo", vram=8 * GIB, placement="streamed")
+    assert forced.peak_bytes < weights
+    assert forced.options[0].placement.startswith("released") and forced.options[0].what == "with 8 GB"
+    assert not plan("demo", device="cpu", ram=GIB // 2).fits
+    with pytest.raises(InvalidRequest, match="not a multiple of 16"):
+        plan("demo", size=(100, 128))
+    with pytest.raises(InvalidRequest, match="use resident, released, streamed"):
+        plan("demo", placement="somewhere")
+    with pytest.raises(ModelNotFound, match="candela install lumina-next-sft"):
+        plan("lumina-next-sft", vram=8 * GIB)
+
+
+def test_an_engine_begins_where_there_is_room(tiny_models, monkeypatch):
+    """Free memory is the one thing set here: no machine of a test has so little."""
+    checkpoint = read_checkpoint("demo")
+    family, cpu = family_of(checkpoint), torch.device("cpu")
+    whole = planning.loaded_bytes(checkpoint, torch.float32)
+    found = {}
+    for share in (10, 1.5, 1.25, 0.6):
+        monkeypatch.setattr(planning.cards, "free", lambda device, share=share: int(whole * share))
+        found[share] = pick_rung(checkpoint, family, cpu, torch.float32, None).placement.value
+    assert found == {10: "resident", 1.5: "resident", 1.25: "released", 0.6: "streamed"}
+    assert pick_rung(checkpoint, family, cpu, torch.float32, "released") == Rung(Placement.RELEASED)
+    with pytest.raises(InvalidRequest, match="no placement 'x'"):
+        Engine.load("demo", placement="x")
+
+
+def test_install_keeps_the_same_reserve():
+    assert install_card.RESERVED == RESERVED
