@@ -33,9 +33,9 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Engine against bare diffusers pipeline, side by side.
+# Candela beside the bare diffusers pipeline, on a model of middle size and on the demo.
 bench: $(READY)
-	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/candela bench --suite cpu
 
 # A verified download against curl's, from one server on this machine; 5 GB of disk for a minute.
 bench-download: $(READY)

@@ -38,13 +38,16 @@ def test_the_document_is_what_the_planner_says():
 
 
 def test_seconds_are_near_published_ones():
-    """A step takes 0.893 s on a 3090 Ti (ComfyUI) and 0.084 s on an H100 (SGLang); eager code is slower than
-    the latter."""
+    """A step takes 0.893 s on a 3090 Ti (ComfyUI); on an H100 0.084 s with SGLang's fused kernels, which are not counted
+    on here, so it must be more than that, and not twice as much."""
     known = memory_tables.of("z-image-turbo", "bf16")
     assert known.costs.step.flops == pytest.approx(58.6e12, rel=0.06)
-    for name, published in (("RTX 3090 Ti 24 GB", 0.893), ("H100 80 GB", 0.084)):
-        machine = card(name)
-        assert known.costs.step.seconds(machine.flops, machine.bandwidth) == pytest.approx(published, rel=0.35)
+    slower, faster = (
+        known.costs.step.seconds(machine.flops, machine.bandwidth)
+        for machine in (card("RTX 3090 Ti 24 GB"), card("H100 80 GB"))
+    )
+    assert slower == pytest.approx(0.893, rel=0.25)
+    assert 0.084 < faster < 0.168
     smaller = Machine("", "cuda", 14 * GIB, 32 * GIB, 1e14, 1e12, 2e10)
     assert known.best(smaller)[0] == Rung(Placement.RELEASED, tiled=True)
     for gib, placement in ((8, "streamed"), (16, "released"), (24, "resident")):
