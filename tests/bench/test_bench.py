@@ -51,6 +51,20 @@ def test_the_cpu_suite_measures_text_alone_and_again():
     assert titles["tiny Z-Image, the same prompt again"].ratio("candela") < 0.2
 
 
+def test_the_text_is_encoded_in_every_run_of_every_case():
+    """But for the case that asks for the same prompt again."""
+    pair = random_pair(TINY, CPU, torch.float32)
+    encoded = []
+    pair.engine.components.text_encoder.layers[0].register_forward_hook(lambda *_: encoded.append(1))
+    for sides, expected in (
+        (suites.whole(pair, 64, 1), 3), (suites.whole(pair, 64, 1), 3), (suites.text_only(pair), 3),
+        (suites.text_only(pair, again=True), 1),
+    ):  # fmt: skip
+        encoded.clear()
+        alternate({"candela": sides["candela"]}, 2, CPU)
+        assert len(encoded) == expected
+
+
 def test_random_pictures_prove_something():
     """Both sides share the weights, and the picture has contents: an error in either would be seen."""
     pair = random_pair(TINY, CPU, torch.float32)

@@ -15,7 +15,7 @@ from pathlib import Path
 import candela
 from candela.bench.measuring import Side
 from candela.bench.models import Pair
-from candela.bench.suites import Sides, prompt
+from candela.bench.suites import Sides, Work
 from candela.errors import InvalidRequest
 
 SCRIPT = Path(candela.__file__).parent / "comfyui" / "native.py"
@@ -39,7 +39,7 @@ def checkout() -> tuple[Path, Path]:
 
 @contextmanager
 def native(pair: Pair, *arguments: str) -> Iterator[Sides]:
-    """-> a function from (size, steps) to its side; `arguments` are ComfyUI's own.
+    """-> a function from the work to its side; `arguments` are ComfyUI's own.
 
     It gets encoded prompts: its text encoder comes in one size, with its own words. So its time is without the text's
     part, which ours and diffusers' have in theirs."""
@@ -60,7 +60,7 @@ def native(pair: Pair, *arguments: str) -> Iterator[Sides]:
             try:
                 worker = Worker(process, Path(place))
                 worker.wait_for("ready")
-                yield lambda size, steps: {"comfyui": worker.side(pair, size, steps)}
+                yield lambda work: {"comfyui": worker.side(pair, work)}
             finally:
                 process.kill()
 
@@ -72,21 +72,27 @@ class Worker:
     process: subprocess.Popen[str]
     place: Path
 
-    def side(self, pair: Pair, size: int, steps: int) -> Side:
+    def side(self, pair: Pair, work: Work) -> Side:
         from PIL import Image
         from safetensors.torch import save_file
 
+        for run in range(work.runs + 1):  # before any clock runs, and past the engine's memory of prompts
+            features = pair.engine.family.encode(pair.engine.components, [work.prompt(run)], None).positive[0]
+            save_file({"features": features.cpu().contiguous()}, self._features(run))
+        file = self.place / "picture"
+        order = {"width": work.size, "height": work.size, "steps": work.steps, "picture": str(file)}
+
         def comfyui(run: int) -> Image.Image:
-            features, file = self.place / f"features-{run}.safetensors", self.place / "picture"
-            if not features.exists():
-                save_file({"features": pair.engine.encode([prompt(run)]).positive[0].contiguous()}, features)
-            order = {"features": str(features), "width": size, "height": size, "steps": steps, "seed": run}
             assert self.process.stdin
-            print(json.dumps({**order, "picture": str(file)}), file=self.process.stdin, flush=True)
+            message = json.dumps({**order, "features": str(self._features(run)), "seed": run})
+            print(message, file=self.process.stdin, flush=True)
             self.wait_for("done")
-            return Image.frombytes("RGB", (size, size), file.read_bytes())
+            return Image.frombytes("RGB", (work.size, work.size), file.read_bytes())
 
         return comfyui
+
+    def _features(self, run: int) -> Path:
+        return self.place / f"features-{run}.safetensors"
 
     def wait_for(self, answer: str) -> None:
         """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,9 +45,12 @@ class Timing:
         return first, third
 
 
-def alternate(sides: Mapping[str, Side], runs: int, device: torch.device) -> dict[str, Timing]:
+def alternate(
+    sides: Mapping[str, Side], runs: int, device: torch.device, elsewhere: Collection[str] = ()
+) -> dict[str, Timing]:
     """Runs every side `runs` times after a warm-up, in turn and each time in the other order, with the same number for
-    all: it chooses prompt and noise. The last side is the reference."""
+    all: it chooses prompt and noise. The last side is the reference. `elsewhere` names those that work in another
+    process, whose memory is not seen."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     peaks: dict[str, int] = {}
     differences: dict[str, int] = {}
@@ -62,7 +65,7 @@ def alternate(sides: Mapping[str, Side], runs: int, device: torch.device) -> dic
             memory.synchronize(device)
             if run:
                 seconds[name].append(time.perf_counter() - began)
-            if run and tracked:
+            if run and tracked and name not in elsewhere:
                 peaks[name] = max(peaks.get(name, 0), peak(device))
         for name, result in results.items():
             if name != reference and (apart := difference(result, results[reference])) is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import itertools
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -24,8 +25,21 @@ from candela.errors import InvalidRequest
 
 # 20 words, about 30 tokens of the embedded model's tokenizer as of Qwen's; each run puts its number behind.
 PROMPT = "a large red star in the top left corner on a blue background, a small green circle on the right"
-Sides = Callable[[int, int], dict[str, Side]]  # (size, steps) -> by name
+Prompts = Callable[[int], str]  # run -> what it is to show
 SIDES = (512, 768, 1024, 2048)  # of the gpu suite's pictures
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every side of a case does: pictures of size x size, for each of `runs` after the warm-up its `prompt`."""
+
+    size: int
+    steps: int
+    runs: int
+    prompt: Prompts
+
+
+Sides = Callable[[Work], dict[str, Side]]  # sides in other processes, by name
 
 
 @dataclass(frozen=True)
@@ -51,21 +65,26 @@ class Case:
         return self.timings[side].median / self.timings[self.reference].median
 
 
-def prompt(run: int) -> str:
-    """Another one for each run, so that nothing is taken from a cache."""
-    return f"{PROMPT} {run}"
+_CASES = itertools.count()
 
 
-def whole(pair: Pair, size: int, steps: int) -> dict[str, Side]:
+def prompts() -> Prompts:
+    """Another prompt for each run, and for each case: nothing is taken from a cache."""
+    case = next(_CASES)
+    return lambda run: f"{PROMPT} {case} {run}"
+
+
+def whole(pair: Pair, size: int, steps: int, prompt: Prompts | None = None) -> dict[str, Side]:
     """From a prompt to a picture, on both sides."""
+    text = prompt or prompts()
 
     def candela(run: int) -> Any:
-        request = Request(prompt(run), width=size, height=size, steps=steps, guidance=0.0, seed=run)
+        request = Request(text(run), width=size, height=size, steps=steps, guidance=0.0, seed=run)
         return pair.engine.generate(request).images[0]
 
     def diffusers(run: int) -> Any:
         return pair.pipeline(
-            prompt(run), width=size, height=size, num_inference_steps=steps, guidance_scale=0.0,
+            text(run), width=size, height=size, num_inference_steps=steps, guidance_scale=0.0,
             generator=torch.Generator("cpu").manual_seed(run),
         ).images[0]  # fmt: skip
 
@@ -74,14 +93,15 @@ def whole(pair: Pair, size: int, steps: int) -> dict[str, Side]:
 
 def text_only(pair: Pair, again: bool = False) -> dict[str, Side]:
     """The prompt's part alone; `again`, with a prompt that was encoded before."""
+    text = prompts()
 
     def candela(run: int) -> Any:
-        return pair.engine.encode([PROMPT if again else prompt(run)])
+        return pair.engine.encode([text(0 if again else run)])
 
     @torch.no_grad()
     def diffusers(run: int) -> Any:
         return pair.pipeline.encode_prompt(
-            PROMPT if again else prompt(run), device=pair.engine.device, do_classifier_free_guidance=False
+            text(0 if again else run), device=pair.engine.device, do_classifier_free_guidance=False
         )
 
     return {"candela": candela, "diffusers": diffusers}
@@ -111,11 +131,11 @@ def gpu(
     device: torch.device | None = None,
     dtype: torch.dtype = torch.bfloat16,
     fast: str | None = None,
-    others: Callable[[Pair], AbstractContextManager[Sides]] = lambda pair: nullcontext(lambda size, steps: {}),
+    others: Callable[[Pair], AbstractContextManager[Sides]] = lambda pair: nullcontext(lambda work: {}),
 ) -> Iterator[Case]:
     """Full-size weights made on the device; exact and fast mode beside diffusers, eager and with its blocks compiled.
 
-    `fast` is the kind of fast mode, by default the card's best; `others` makes further sides.
+    `fast` is the kind of fast mode, by default the card's best; `others` makes sides in other processes.
     """
     device = device or torch.device("cuda")
     pair = random_pair(dimensions, device, dtype)
@@ -124,17 +144,19 @@ def gpu(
     compiled = _compiled(pair) if can_compile(device) else None
     with others(pair) as further:
         for size in sizes:
-            both = whole(pair, size, steps)
+            prompt = prompts()
+            both = whole(pair, size, steps, prompt)
             sides = {"candela": both["candela"]}
             if quantised:
                 mode, engine = quantised
-                sides[f"candela {mode}"] = whole(replace(pair, engine=engine), size, steps)["candela"]
-            sides |= further(size, steps)
+                sides[f"candela {mode}"] = whole(replace(pair, engine=engine), size, steps, prompt)["candela"]
+            elsewhere = further(Work(size, steps, runs, prompt))
+            sides |= elsewhere
             if compiled:
-                sides["diffusers compiled"] = whole(compiled, size, steps)["diffusers"]
+                sides["diffusers compiled"] = whole(compiled, size, steps, prompt)["diffusers"]
             sides["diffusers"] = both["diffusers"]
             work = flops(partial(both["candela"], runs + 1))
-            timings = alternate(sides, runs, device)
+            timings = alternate(sides, runs, device, elsewhere)
             reached = {name: work / timing.median / rate for name, timing in timings.items() if "candela" in name}
             yield Case(f"{dimensions.name}, {size}x{size}, {steps} steps", timings, reached)
             gc.collect()

@@ -40,8 +40,8 @@ class Embeddings:
             self._kept.popitem(last=False)
         return Conditioning(
             tuple(prompts),
-            tuple(found[text, False] for text in prompts),
-            None if negatives is None else tuple(found[text, True] for text in negatives),
+            tuple(found[text, False].clone() for text in prompts),  # a caller may change what it gets
+            None if negatives is None else tuple(found[text, True].clone() for text in negatives),
         )
 
     def clear(self) -> None:

@@ -225,9 +225,11 @@ def last_but_one(text_encoder: Any, ids: torch.Tensor) -> torch.Tensor:
     def stop(layer: torch.nn.Module, arguments: tuple[torch.Tensor, ...], named: dict[str, torch.Tensor]) -> None:
         raise _Reached(arguments[0] if arguments else named["hidden_states"])
 
-    handle = text_encoder.layers[-1].register_forward_pre_hook(stop, with_kwargs=True)
+    body = text_encoder.base_model  # without a head, if it has one
+    # First, before the hook of a placement brings the layer's weights.
+    handle = body.layers[-1].register_forward_pre_hook(stop, prepend=True, with_kwargs=True)
     try:
-        text_encoder(input_ids=ids.to(text_encoder.device), use_cache=False)
+        body(input_ids=ids.to(text_encoder.device), use_cache=False)
     except _Reached as reached:
         return reached.args[0][0]
     finally:

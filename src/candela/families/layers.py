@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -16,11 +17,17 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     x [..., dim]; `weight` broadcasts against it. The result is a new tensor, safe to change in place.
     """
     if x.dtype == torch.float32 and x.device.type == "cpu":  # torch has no fused kernel there, and squares into a copy
-        square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
-        return (x * square.div_(x.shape[-1]).add_(eps).rsqrt_()).mul_(weight)
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return (x * torch.addcmul(_scalar(eps), length, length, value=1 / x.shape[-1]).rsqrt_()).mul_(weight)
     if weight.numel() == x.shape[-1]:
         return functional.rms_norm(x, (x.shape[-1],), weight.reshape(-1), eps)
     return functional.rms_norm(x, (x.shape[-1],), None, eps).mul_(weight)
+
+
+@functools.cache
+def _scalar(value: float) -> torch.Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(value, dtype=torch.float32, device="cpu")
 
 
 def rotate(x: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
@@ -76,11 +83,11 @@ def modulated_block(
     before and after it. x [B, S, dim]; `modulation` [B or 1, 4 dim] has the scales and gates of both.
 
     A scale goes into the weight of the norm before it, and a gate into the one after: one pass over x less for each."""
-    weights = [norm.weight for norm in norms]
+    weights: list[torch.Tensor] | tuple[torch.Tensor, ...] = [norm.weight for norm in norms]
     if modulation is not None:
-        scale, gate, scale_feed, gate_feed = modulation.unsqueeze(1).chunk(4, dim=2)
-        factors = (1 + scale, gate.tanh(), 1 + scale_feed, gate_feed.tanh())
-        weights = [weight * factor for weight, factor in zip(weights, factors)]
+        factors = modulation.view(-1, 1, 2, 2, x.shape[-1])  # scale and gate of each half
+        factors = torch.stack([factors[..., 0, :] + 1, factors[..., 1, :].tanh()], dim=3)
+        weights = (factors.flatten(2, 3) * torch.stack(weights)).unbind(2)
     first, second, third, fourth = zip(weights, (norm.eps for norm in norms))
     x = rms_norm(attention(rms_norm(x, *first)), *second).add_(x)
     return rms_norm(feed_forward(rms_norm(x, *third)), *fourth).add_(x)

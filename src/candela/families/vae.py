@@ -11,11 +11,14 @@ from candela.families.layers import replace_forward
 
 
 def quicken(vae: Any) -> None:
-    """Puts the weights into channels_last, which convolution kernels read without reordering; in float32 upsampling
-    is also done in fewer products."""
+    """Puts the weights into channels_last, which convolution kernels read without reordering; activations work in
+    place; in float32 upsampling is also done in fewer products."""
     from diffusers.models.upsampling import Upsample2D
 
     vae.to(memory_format=torch.channels_last)
+    for activation in vae.modules():
+        if isinstance(activation, torch.nn.SiLU):  # each gets what a norm has just made
+            activation.inplace = True
     if vae.dtype == torch.float32:  # below, sums of weights would be rounded: other pictures
         replace_forward((up for up in vae.modules() if isinstance(up, Upsample2D) and _plain(up)), upsample)
 
