@@ -124,7 +124,17 @@ def free(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0]
     import psutil
 
-    return min(psutil.virtual_memory().available, max(_limit("memory.max") - _limit("memory.current", 0), 0))
+    taken = _limit("memory.current", 0) - _reclaimable()
+    return min(psutil.virtual_memory().available, max(_limit("memory.max") - taken, 0))
+
+
+def _reclaimable() -> int:
+    """Bytes of files that the container's memory counts, and would give up: a model that was just downloaded, say."""
+    try:
+        text = Path(os.sep, "sys", "fs", "cgroup", "memory.stat").read_text()
+        return int(text.split("inactive_file ", 1)[1].split()[0])
+    except (OSError, IndexError, ValueError):
+        return 0
 
 
 def _limit(name: str, without: int = 2**63) -> int:

@@ -2,7 +2,8 @@
 
 Every stage runs as one of several. One for which even the last rung was too much waits, holding none of its weights,
 until no other stage runs, sends away what idle engines hold, and runs alone. Nobody waits while holding what another
-waits for: stages end by themselves, and who waits to be alone is not counted as running.
+waits for: stages end by themselves, and who waits to be alone is not counted as running. (But for a step callback that
+calls another engine: it may wait for one that waits for its own stage.)
 """
 
 from __future__ import annotations
@@ -24,20 +25,23 @@ class Room:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._running = 0
+        self._waiting = 0  # to be alone
         self._alone = False
         self._inside = threading.local()  # depth of stages in this thread
         self._sharers: weakref.WeakSet[Sharer] = weakref.WeakSet()
 
     def join(self, sharer: Sharer) -> None:
-        self._sharers.add(sharer)
+        with self._changed:
+            self._sharers.add(sharer)
 
     @contextmanager
     def shared(self) -> Iterator[None]:
-        """A stage among others. A stage within a stage of the same thread just runs."""
+        """A stage among others; it begins after those that wait to be alone. A stage within a stage of the same thread
+        just runs."""
         depth = getattr(self._inside, "depth", 0)
         if not depth:
             with self._changed:
-                self._changed.wait_for(lambda: not self._alone)
+                self._changed.wait_for(lambda: not self._alone and not self._waiting)
                 self._running += 1
         self._inside.depth = depth + 1
         try:
@@ -55,8 +59,16 @@ class Room:
         is put away."""
         with self._changed:
             self._running -= 1
+            self._waiting += 1
             self._changed.notify_all()
-            self._changed.wait_for(lambda: not self._alone and not self._running)
+            try:
+                self._changed.wait_for(lambda: not self._alone and not self._running)
+            except BaseException:  # Ctrl-C: it counts as running again, until `shared` ends
+                self._running += 1
+                raise
+            finally:
+                self._waiting -= 1
+                self._changed.notify_all()
             self._alone = True
             others = list(self._sharers)
         try:
@@ -71,7 +83,8 @@ class Room:
 
     def crowded(self, sharer: Sharer) -> bool:
         """Is there another engine at all?"""
-        return any(other is not sharer for other in self._sharers)
+        with self._changed:
+            return any(other is not sharer for other in self._sharers)
 
 
 ROOM = Room()
