@@ -20,6 +20,7 @@ from candela.demo import check, held_out_prompts
 from candela.engine.fast import KINDS, compile_blocks, compiling, keeping, modes
 from candela.engine.fast.arithmetic import EightBitLinear, fp8_product, int8_linear, int8_product, product
 from candela.engine.fast.weights import ROUNDED
+from candela.engine.placing import Host, Shelf
 from candela.families import family_of
 from tests import layouts, loras, tiny_pipelines
 from tests.conftest import pixels
@@ -317,3 +318,28 @@ def test_what_cannot_be_fast_says_why(monkeypatch, tmp_path):
     with pytest.raises(InvalidRequest, match=r"for Z-Image and the Lumina models; .* runs in exact mode only"):
         Engine.load(folder, fast="int8")
     shutil.rmtree(folder)
+
+
+def test_a_placement_from_files_is_refused():
+    """On the CPU what is away is read from the model's files, which hold other numbers."""
+    with pytest.raises(InvalidRequest, match="leave one of the two out"):
+        Engine.load("demo", device="cpu", fast="int8", placement="streamed")
+
+
+def test_compiled_blocks_leave_the_hooks_of_a_placement_outside(tiny_models):
+    """A placement brings a block's weights in a hook: traced, each block would be compiled anew, up to a limit."""
+    from torch._dynamo.testing import CompileCounter
+
+    engine = Engine.load(tiny_models["z-image"], fast="int8", device="cpu")
+    transformer = engine.components.transformer
+    before = engine.generate(Request("a star", width=64, height=64, steps=1, guidance=0.0)).images[0]
+    counter = CompileCounter()
+    compile_blocks(transformer, backend=counter)
+    shelf = Shelf(transformer, Host(transformer, pinned=False), torch.device("cpu"))
+    shelf.away()
+    shelf.streamed()
+    after = engine.generate(Request("a star", width=64, height=64, steps=3, guidance=0.0))
+    again = engine.generate(Request("a star", width=64, height=64, steps=1, guidance=0.0)).images[0]
+    assert counter.frame_count <= 4  # noise refiner, context refiner, layers; and once more where sizes vary
+    assert after.images
+    assert np.abs(np.asarray(before, dtype=int) - np.asarray(again, dtype=int)).max() <= 1

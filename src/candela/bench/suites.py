@@ -18,8 +18,7 @@ from candela.bench.measuring import Side, Timing, alternate, flops, matmul_rate
 from candela.bench.models import FULL, MIDDLE, Dimensions, Pair, demo_pair, random_pair, twin
 from candela.checkpoints import Components
 from candela.engine import Engine, Request
-from candela.engine.fast import compile_blocks, pick
-from candela.engine.fast.compiling import can_compile
+from candela.engine.fast import can_compile, compile_blocks, pick
 from candela.engine.fast.weights import round_weights
 from candela.errors import InvalidRequest
 

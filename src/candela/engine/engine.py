@@ -116,13 +116,21 @@ class Engine:
             with memory.mapped(target):
                 place = torch.device("cpu")
                 components = load_fast(place) if kind else load_components(checkpoint, device=place, dtype=precision)
+            family.prepare(components)
             manager = residency(components)
         else:
-            rung = pick_rung(checkpoint, family, target, precision, placement)
+            if kind and target.type == "cpu" and placement not in (None, "resident"):
+                raise InvalidRequest(
+                    f"placement {placement!r} reads weights from the model's files, and fast mode on the CPU has other "
+                    "ones: leave one of the two out"
+                )
+            rung = pick_rung(checkpoint, family, target, precision, placement, fast=bool(kind))
             components, manager = load_placed(
                 checkpoint, family, rung, device=target, dtype=precision, fast=load_fast if kind else None
             )
-        family.prepare(components)
+            family.prepare(components)
+        if kind and fast_mode.can_compile(target):
+            fast_mode.compile_blocks(components.transformer)
         if family.whole_pipeline:
             from candela.engine.whole import WholePipelineEngine
 

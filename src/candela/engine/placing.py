@@ -17,6 +17,7 @@ import torch
 
 from candela.engine.skeletons import blocks_of, size_of
 
+CHUNK, ALIGNED = 1 << 29, 256  # bytes of locked memory that are taken at once, and where a tensor begins in it
 FIXED = -1  # the group of all that is in no block
 MMAP_THRESHOLD = -3  # of mallopt(3)
 SMALL, LARGE = 1 << 18, 1 << 23  # bytes; left to itself glibc goes up to 1 << 25
@@ -41,13 +42,25 @@ class Host:
         self.pinned = pinned
         self.names = frozenset(dict(module.named_parameters()) | dict(module.named_buffers()))
         self._kept: dict[str, torch.Tensor] = {}
+        # torch rounds locked memory up to a power of two, which for single tensors is half as much again.
+        self._chunk = min(CHUNK, 1 << (size_of(module) - 1).bit_length())
+        self._left = torch.empty(0, dtype=torch.uint8)
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def keep(self, name: str, tensor: torch.Tensor) -> None:
         if name not in self._kept:
-            self._kept[name] = (
-                tensor.detach().cpu().pin_memory() if self.pinned else tensor.detach().to("cpu", copy=True)
-            )
+            kept = self._room(tensor.nbytes).view(tensor.dtype).view(tensor.shape)
+            self._kept[name] = kept.copy_(tensor)
 
+    def _room(self, size: int) -> torch.Tensor:
+        taken = -(-size // ALIGNED) * ALIGNED
+        if taken > len(self._left):
+            self._left = torch.empty(max(self._chunk, taken), dtype=torch.uint8, pin_memory=self.pinned)
+        room, self._left = self._left[:size], self._left[taken:]
+        return room
+
+    @torch.inference_mode(False)
     def read(self, names: Collection[str], device: torch.device) -> dict[str, torch.Tensor]:
         found = {name: self._kept[name] for name in names if name in self._kept}
         return {name: tensor.to(device, non_blocking=True, copy=True) for name, tensor in found.items()}
@@ -101,8 +114,7 @@ class Shelf:
             self.bring(FIXED)
         self._turn = _Ahead(self) if self.device.type == "cuda" else _Turn(self)
         for number, block in enumerate(self._blocks):
-            for inner in block.modules():
-                self._hooks.append(inner.register_forward_pre_hook(self._turn.hook(number)))
+            self._hooks.append(block.register_forward_pre_hook(self._turn.hook(number)))
 
     def _stop(self) -> None:
         for hook in self._hooks:

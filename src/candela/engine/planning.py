@@ -18,6 +18,7 @@ from candela.engine import cards
 from candela.engine.cards import PROCESS, RESERVED, Machine
 from candela.engine.device import pick_device, pick_dtype
 from candela.engine.ladder import ORDER, Placement, Rung
+from candela.engine.placing import CHUNK
 from candela.engine.plan import Component, Option, Plan, Stage
 from candela.errors import InvalidRequest, ModelNotFound
 from candela.families import Defaults, Family, family_of
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 FLOATS = ("F64", "F32", "F16", "BF16")
 WORK = 2178  # bytes per pixel and byte of precision: ComfyUI's estimate for the VAE, the largest (as install/card.py)
 SIZES = (8, 12, 16, 24, 32, 48, 80)  # GiB that cards have
+EIGHT_BITS = 0.51  # of a transformer's bytes in 16 bits is what fast mode takes (docs/fast.md)
 RUNGS = [Rung(placement, tiled) for placement in ORDER for tiled in (False, True)]
 
 
@@ -68,10 +70,9 @@ class Measured:
         """Main memory that a rung takes."""
         if machine.device == "cpu":
             return PROCESS + max(stage.peak for stage in self.stages(rung, machine))
-        away = (
-            0 if rung.placement is Placement.RESIDENT else sum(w.total for n, w in self.weights.items() if n != "vae")
-        )
-        return PROCESS + away
+        if rung.placement is Placement.RESIDENT:
+            return PROCESS
+        return PROCESS + sum(-(-w.total // CHUNK) * CHUNK for name, w in self.weights.items() if name != "vae")
 
     def fits(self, rung: Rung, machine: Machine) -> bool:
         if self.ram(rung, machine) > machine.ram:
@@ -273,7 +274,12 @@ def _precisions(
 
 
 def pick_rung(
-    checkpoint: Checkpoint, family: Family, device: torch.device, dtype: torch.dtype, placement: str | None
+    checkpoint: Checkpoint,
+    family: Family,
+    device: torch.device,
+    dtype: torch.dtype,
+    placement: str | None,
+    fast: bool = False,
 ) -> Rung:
     """Where an engine begins: at `placement`, or at the first rung that the free memory allows for one picture of
     the model's usual size. Nothing is measured where it fits with ease.
@@ -293,6 +299,9 @@ def pick_rung(
         return Rung()
     kind = "cuda" if device.type == "cuda" else "cpu"
     known = measured(checkpoint, family, dtype, kind)
+    if fast:
+        body = known.weights["transformer"]
+        known = replace(known, weights={**known.weights, "transformer": body.scaled(round(EIGHT_BITS * body.total))})
     machine = Machine("", kind, room + RESERVED, room + PROCESS, 1e13, 1e11, cards.READING)
     if kind == "cuda":
         machine = replace(machine, ram=cards.free(torch.device("cpu")))

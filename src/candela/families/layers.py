@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import types
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -17,17 +16,11 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     x [..., dim]; `weight` broadcasts against it. The result is a new tensor, safe to change in place.
     """
     if x.dtype == torch.float32 and x.device.type == "cpu":  # torch has no fused kernel there, and squares into a copy
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        return (x * torch.addcmul(_scalar(eps), length, length, value=1 / x.shape[-1]).rsqrt_()).mul_(weight)
+        square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
+        return (x * square.div_(x.shape[-1]).add_(eps).rsqrt_()).mul_(weight)
     if weight.numel() == x.shape[-1]:
         return functional.rms_norm(x, (x.shape[-1],), weight.reshape(-1), eps)
     return functional.rms_norm(x, (x.shape[-1],), None, eps).mul_(weight)
-
-
-@functools.cache
-def _scalar(value: float) -> torch.Tensor:
-    with torch.inference_mode(False):
-        return torch.tensor(value, dtype=torch.float32, device="cpu")
 
 
 def rotate(x: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:

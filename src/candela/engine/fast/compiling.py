@@ -24,7 +24,8 @@ def can_compile(device: torch.device) -> bool:
 
 def compile_blocks(transformer: torch.nn.Module, backend: str = "inductor") -> None:
     """Compiles every block when it first runs, once for all sizes of pictures: the members of the transformer's own
-    lists (layers, refiners), which are alike, so one compilation serves all of a list.
+    lists (layers, refiners), which are alike, so one compilation serves all of a list. What `Family.prepare` put into
+    them is compiled; a placement's hooks on the blocks stay outside.
 
     Where compiled code is kept: TORCHINDUCTOR_CACHE_DIR, by default `compiled` beside the 8-bit weights.
     """
@@ -35,4 +36,4 @@ def compile_blocks(transformer: torch.nn.Module, backend: str = "inductor") -> N
     for child in transformer.children():
         if isinstance(child, torch.nn.ModuleList):
             for block in child:
-                block.compile(backend=backend, dynamic=True)
+                block.forward = torch.compile(block.forward, backend=backend, dynamic=True)

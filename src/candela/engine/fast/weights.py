@@ -17,7 +17,6 @@ from candela.checkpoints.contents import read_contents
 from candela.checkpoints.loading import load_component
 from candela.checkpoints.packed import QuantizedLinear, Scaled
 from candela.engine.fast.arithmetic import EightBitLinear, has_kitchen
-from candela.engine.fast.compiling import can_compile, compile_blocks
 from candela.engine.fast.keeping import keep, kept_file
 from candela.engine.fast.modes import KINDS
 from candela.errors import CheckpointError
@@ -31,8 +30,8 @@ FORMATS = {torch.int8: "int8_tensorwise", torch.float8_e4m3fn: "float8_e4m3fn", 
 def load_fast(
     checkpoint: Checkpoint, kind: str, *, device: torch.device, dtype: torch.dtype, target: torch.device
 ) -> Components:
-    """As `load_components`, with the transformer in 8 bits of `kind`, and compiled where that is possible. It lies on
-    `device`, and will compute on `target`.
+    """As `load_components`, with the transformer in 8 bits of `kind`. It lies on `device`, and is going to compute on
+    `target`.
 
     Raises:
         CheckpointError: as `load_components`.
@@ -40,8 +39,6 @@ def load_fast(
     part = checkpoint.parts["transformer"]
     others = {name: other for name, other in checkpoint.parts.items() if name != "transformer"}
     transformer = _transformer(part, kind, device, dtype, target).to(device)
-    if can_compile(target):
-        compile_blocks(transformer)
     loaded = load_components(dataclasses.replace(checkpoint, parts=others), device=device, dtype=dtype)
     components = {**loaded.by_name, "transformer": transformer}
     return Components({name: components[name] for name in checkpoint.parts})
