@@ -75,6 +75,9 @@ class ManagedResidency:
         work = WORK_PER_PIXEL.get(component, 0) * precision * pixels
         management.load_models_gpu([patcher], memory_required=work)
 
+    def reach(self, component: str, module: str) -> None:
+        self.need(component)
+
     def need_all(self, pixels: int = 0) -> None:
         patchers = list(self.patchers.values())
         precision = max(patcher.model.component.dtype.itemsize for patcher in patchers)

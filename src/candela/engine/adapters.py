@@ -7,7 +7,7 @@ import hashlib
 import importlib
 import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from candela.checkpoints import Checkpoint
 from candela.checkpoints.architectures import TRANSFORMERS, Architecture
 from candela.checkpoints.lora import Lora, LoraFile, Placement, fit, read_lora
 from candela.engine.deltas import Addition, Additions, Decomposed, Tensors, delta_from
+from candela.engine.residency import Residency
 from candela.errors import DamagedFile, InvalidRequest, MismatchedModel
 
 CHILD = "candela_loras"  # the name under which a module holds what is added to it
@@ -50,9 +51,8 @@ class Adapters:
     It works on any module that computes y = W x + b and says `in_features` and `out_features`, quantised ones
     included: only DoRA asks for `weight`, once."""
 
-    def __init__(self, transformer: torch.nn.Module, family: str, dtype: torch.dtype, need: Callable[[], None]):
-        """`need` brings the transformer to where it computes."""
-        self.transformer, self.family, self.dtype, self.need = transformer, family, dtype, need
+    def __init__(self, transformer: torch.nn.Module, family: str, dtype: torch.dtype, residency: Residency):
+        self.transformer, self.family, self.dtype, self.residency = transformer, family, dtype, residency
         self.architecture = architecture_of(type(transformer).__name__)
         self.applied: tuple[AppliedLora, ...] = ()
         self._state: list[tuple[Lora, tuple[int, int]]] = []
@@ -78,7 +78,7 @@ class Adapters:
         if state == self._state:
             return self.applied
         if fits:
-            self.need()
+            self.residency.need("transformer")
         additions: dict[str, list[torch.nn.Module]] = {}
         applied = []
         for lora, file, placements in fits:
@@ -126,6 +126,8 @@ class Adapters:
             weighed = scale if dora else scale * lora.strength
             deltas = [delta_from(tensors, weighed, target.first, target.rows) for target in placement.targets]
             bias = _bias(tensors, scale, lora.strength)
+            if dora:  # asks for the weights themselves
+                self.residency.reach("transformer", placement.targets[0].name)
             gains = dora_gains(placement, tensors["magnitude"], linears, deltas) if dora else []
             for k, (target, delta) in enumerate(zip(placement.targets, deltas)):
                 own = None if bias is None else bias[target.first : target.first + target.rows]

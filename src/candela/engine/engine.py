@@ -240,9 +240,7 @@ class Engine:
             transformer = self.components.by_name.get("transformer")
             if transformer is None:
                 raise MismatchedModel(f"{self.model} has no transformer, and LoRAs are applied to one only")
-            self._adapters = Adapters(
-                transformer, self.family.name, self.dtype, lambda: self.residency.need("transformer")
-            )
+            self._adapters = Adapters(transformer, self.family.name, self.dtype, self.residency)
         return self._adapters
 
     # --- the stages -------------------------------------------------------------------------

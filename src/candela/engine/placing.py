@@ -116,6 +116,14 @@ class Shelf:
         for number, block in enumerate(self._blocks):
             self._hooks.append(block.register_forward_pre_hook(self._turn.hook(number)))
 
+    def reach(self, module: str) -> None:
+        """The weights of `module` are here, until a block that is called needs the room."""
+        if self._turn:
+            groups = self._groups.items()
+            number = next(n for n, places in groups if any(name.startswith(f"{module}.") for name in places))
+            if number != FIXED:
+                self._turn.come(number)
+
     def _stop(self) -> None:
         for hook in self._hooks:
             hook.remove()

@@ -19,6 +19,9 @@ class Residency(Protocol):
     def need_all(self, pixels: int = 0) -> None:
         """The same for all components together, as a pipeline that runs whole needs them."""
 
+    def reach(self, component: str, module: str) -> None:
+        """Returns once the weights of `module`, somewhere in `component`, can be read."""
+
 
 class Resident:
     """Everything stays on the device it was loaded to."""
@@ -26,6 +29,8 @@ class Resident:
     def need(self, component: str, pixels: int = 0) -> None: ...
 
     def need_all(self, pixels: int = 0) -> None: ...
+
+    def reach(self, component: str, module: str) -> None: ...
 
 
 class Placed:
@@ -55,6 +60,11 @@ class Placed:
         self.pixels = pixels or self.pixels
         for shelf in self.shelves.values():
             shelf.whole()
+
+    def reach(self, component: str, module: str) -> None:
+        self.need(component)
+        if component in self.shelves:
+            self.shelves[component].reach(module)
 
     def leave(self) -> None:
         """Everything that can be is away, until it is needed again."""
