@@ -63,7 +63,7 @@ def make_model(folder: Path) -> Path:
         num_key_value_heads=4, head_dim=64, max_position_embeddings=1024,
     )  # fmt: skip
     vae = AutoencoderKL(
-        latent_channels=16, block_out_channels=[64, 128, 256, 256], layers_per_block=2,
+        latent_channels=16, block_out_channels=[64, 128, 256, 256], layers_per_block=2, sample_size=1024,
         down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4, use_quant_conv=False,
         use_post_quant_conv=False, shift_factor=0.1159, scaling_factor=0.3611, force_upcast=False,
     )  # fmt: skip

@@ -13,7 +13,19 @@ import candela
 
 SOURCE = Path(candela.__file__).parent
 # Each layer may import itself and those after it; demo and record are leaves that any may use.
-LAYERS = ["cli", "comfyui", "server", "install", "bench", "engine", "families", "checkpoints", "demo", "record", "errors"]
+LAYERS = [
+    "cli",
+    "comfyui",
+    "server",
+    "install",
+    "bench",
+    "engine",
+    "families",
+    "checkpoints",
+    "demo",
+    "record",
+    "errors",
+]
 DOORS = {"cli", "comfyui", "server"}
 MODULES = sorted(SOURCE.rglob("*.py"))
 

@@ -10,18 +10,22 @@ from typing import Any
 import torch
 
 from candela.checkpoints.checkpoint import Part
+from candela.checkpoints.contents import FLOATS
+from candela.checkpoints.folder import HALF, weight_files
 from candela.checkpoints.headers import StoredTensor, read_header
 from candela.checkpoints.reading import Wanted, read_tensors
 
 # A language model's output head is stored beside its text encoder and not needed by it.
 IGNORED = ("lm_head.",)
 COUNTED = (".position_ids",)  # 0, 1, 2, ...: older CLIP files store what newer code counts
-FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 def assemble(part: Part, cls: Any, files: tuple[Path, ...], *, device: torch.device, dtype: torch.dtype) -> Any:
     """-> the component, whole; None if its files do not fit `cls` to the letter. Then the library itself has to read
     them, as it knows the names that older versions gave, and says what is missing.
+
+    On the meta device nothing is read; a component whose weights are tied is None there too, as what is put in later
+    would part them.
 
     Raises:
         DamagedFile: a weight file that cannot be read.
@@ -31,28 +35,49 @@ def assemble(part: Part, cls: Any, files: tuple[Path, ...], *, device: torch.dev
 
     if part.config.get("quantization_config"):
         return None
-    with _default_dtype(dtype), init_empty_weights():  # which leaves computed buffers be
+    with default_dtype(dtype), init_empty_weights():  # which leaves computed buffers be
         module = _empty(part, cls, dtype)
     if module is None:
         return None
-    stored = {name: (file, tensor) for file in files for name, tensor in read_header(file).tensors.items()}
     expected = module.state_dict(keep_vars=True)
-    sources = _sources(stored, expected, getattr(module, "base_model_prefix", ""))
-    tied = getattr(module, "all_tied_weights_keys", {})
-    missing = expected.keys() - sources.keys()
-    if sources.keys() - expected.keys() or missing - tied.keys() - set(tied.values()):
+    sources = places(module, files)
+    if sources is None:
         return None
-    wanted = {}
-    for name, source in sources.items():
-        file, tensor = stored[source]
-        target = _dtype(module, name, expected[name].dtype, dtype)
-        if tuple(expected[name].shape) != tensor.shape or (tensor.dtype in FLOATS) != target.is_floating_point:
-            return None
-        wanted[name] = Wanted(file, tensor, target)
+    wanted = {
+        name: Wanted(file, tensor, _dtype(module, name, expected[name].dtype, dtype))
+        for name, (file, tensor) in sources.items()
+    }
+    tied = getattr(module, "all_tied_weights_keys", {})
+    if device.type == "meta":
+        values = {name: torch.empty(one.stored.shape, dtype=one.dtype, device=device) for name, one in wanted.items()}
+        module.load_state_dict(values, strict=False, assign=True)
+        return None if tied else module
     module.load_state_dict(read_tensors(wanted, device), strict=False, assign=True)
     if tied:
-        module.tie_weights(missing_keys=missing, recompute_mapping=False)
+        module.tie_weights(missing_keys=expected.keys() - wanted.keys(), recompute_mapping=False)
     return None if any(value.is_meta for value in module.state_dict().values()) else module
+
+
+def files_for(part: Part, dtype: torch.dtype) -> tuple[Path, ...]:
+    """The weight files that a folder's component is loaded from in `dtype`: there may be smaller ones for float16."""
+    return tuple((dtype == torch.float16 and weight_files(part.path, HALF)) or part.files)
+
+
+def places(module: torch.nn.Module, files: tuple[Path, ...]) -> dict[str, tuple[Path, StoredTensor]] | None:
+    """Where `files` hold each tensor of `module`'s state, by the module's names; those of tied weights may be absent.
+    None if any other is, or has another shape, or is a number of another kind, or one is left over."""
+    stored = {name: (file, tensor) for file in files for name, tensor in read_header(file).tensors.items()}
+    expected = module.state_dict(keep_vars=True)
+    sources = _sources(stored, expected, str(getattr(module, "base_model_prefix", "")))
+    tied: Any = getattr(module, "all_tied_weights_keys", {})
+    if sources.keys() - expected.keys() or expected.keys() - sources.keys() - tied.keys() - set(tied.values()):
+        return None
+    found = {name: stored[source] for name, source in sources.items()}
+    for name, (_, tensor) in found.items():
+        place = expected[name]
+        if tuple(place.shape) != tensor.shape or (tensor.dtype in FLOATS) != place.is_floating_point():
+            return None
+    return found
 
 
 def _empty(part: Part, cls: Any, dtype: torch.dtype) -> Any:
@@ -109,7 +134,7 @@ def _dtype(module: Any, name: str, built: torch.dtype, dtype: torch.dtype) -> to
 
 
 @contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
     """What a class computes when it is built (tables of positions) is in the precision of its weights, as the
     libraries have it."""
     before = torch.get_default_dtype()

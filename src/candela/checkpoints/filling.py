@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import math
 import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,39 +22,46 @@ LLAMA_NORM = re.compile(r"(blk\.\d+\..*|output_)norm\.weight$")  # only llama.cp
 PADDING = 1 << 20  # bytes that a matrix of blocks may be larger than its values
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """A stored weight, or the rows of it that belong to `piece`, in the shape [...] that the parameter has; `value` is
+    None where they do not fit. `stored` is its name in the file, `shape` what it has there."""
+
+    stored: str
+    shape: tuple[int, ...]
+    piece: Piece
+    value: torch.Tensor | Packed | None
+
+
 def build(found: Found, *, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
     """Builds the component that `found` describes and fills it. Quantised matrices of linear layers and embeddings
-    stay as they are stored; everything else is in `dtype`.
+    stay as they are stored; everything else is in `dtype`. On the meta device no weight is read.
 
     Raises:
         MismatchedModel: weights that the class does not have, or has in another shape, or that the file lacks.
         DamagedFile: tensors that cannot be read.
     """
-    module = empty(found)
-    shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+    module, hollow = empty(found), device.type == "meta"
+    shapes = shapes_of(module)
     unexpected: list[str] = []
     mismatched: list[str] = []
     filled: set[str] = set()
-    places: dict[str, list[Piece]] = {}
+    places = pieces_of(found, shapes)
     for name, stored in found.weights.items():
-        pieces = [piece for piece in found.architecture.pieces(name) if not found.architecture.ignores(piece.name)]
-        unexpected += [name for piece in pieces if piece.name not in shapes][:1]
-        places[name] = [piece for piece in pieces if piece.name in shapes]
-        room = 8 * sum(math.prod(shapes[piece.name]) for piece in places[name])
-        if places[name] and stored.bytes > room + PADDING:  # not read before it is known to fit
-            mismatched.append(f"{name} {list(stored.shape)} instead of {list(shapes[places[name][0].name])}")
-            filled |= {piece.name for piece in places.pop(name)}
-    for name, value in stored_weights(found, lambda name: bool(places.get(name))):
         known = places[name]
-        if found.header.format == "gguf" and found.architecture.norm_offset and LLAMA_NORM.match(name):
-            value = _dense(value, torch.float32) - found.architecture.norm_offset
-        for piece in known:
-            fitted = _fitted(value, piece, known, shapes)
-            if fitted is None:
-                mismatched.append(f"{piece.name} {list(value.shape)} instead of {list(shapes[piece.name])}")
-            else:
-                _place(module, piece.name, fitted, device, dtype)
-            filled.add(piece.name)
+        owned = [piece for piece in found.architecture.pieces(name) if not found.architecture.ignores(piece.name)]
+        unexpected += [name] if len(known) < len(owned) else []
+        room = 8 * sum(math.prod(shapes[piece.name]) for piece in known)
+        if known and stored.bytes > room + PADDING:  # not read before it is known to fit
+            mismatched.append(f"{name} {list(stored.shape)} instead of {list(shapes[known[0].name])}")
+            filled |= {piece.name for piece in places.pop(name)}
+    for fitted in fitted_weights(found, places, shapes, hollow=hollow):
+        target = fitted.piece.name
+        if fitted.value is None:
+            mismatched.append(f"{target} {list(fitted.shape)} instead of {list(shapes[target])}")
+        else:
+            _place(module, target, fitted.value, device, dtype)
+        filled.add(target)
     missing = sorted(shapes.keys() - filled)
     problems = [
         f"{len(names)} {label} ({', '.join(name[:120] for name in names[:3])}{', ...' if len(names) > 3 else ''})"
@@ -64,7 +73,45 @@ def build(found: Found, *, device: torch.device, dtype: torch.dtype) -> torch.nn
             f"{found.header.path}: the weights of its {found.title} do not fit {found.architecture.class_name}: "
             f"{'; '.join(problems)}. Is it complete, and of the model that it claims to be?"
         )
-    return module.to(device)
+    return module if hollow else module.to(device)
+
+
+def shapes_of(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    """Of every parameter by name; of packed layers, of the matrix that they stand for."""
+    shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+    for name, layer in module.named_modules():
+        if isinstance(layer, QuantizedLinear):
+            shapes[f"{name}.weight"] = (layer.out_features, layer.in_features)
+    return shapes
+
+
+def pieces_of(found: Found, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, list[Piece]]:
+    """Where each weight of the file goes: the parameters among `shapes` by its stored name."""
+    architecture = found.architecture
+    return {
+        stored: [p for p in architecture.pieces(stored) if p.name in shapes and not architecture.ignores(p.name)]
+        for stored in found.weights
+    }
+
+
+def fitted_weights(
+    found: Found,
+    places: Mapping[str, list[Piece]],
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    hollow: bool = False,
+) -> Iterator[Fitted]:
+    """The weights of the file that have `places`, read one after the other; if `hollow` not read, and on the meta
+    device.
+
+    Raises:
+        MismatchedModel, DamagedFile: as `stored_weights`.
+    """
+    for stored, value in stored_weights(found, lambda name: bool(places.get(name)), hollow=hollow):
+        if found.header.format == "gguf" and found.architecture.norm_offset and LLAMA_NORM.match(stored):
+            value = dense(value, torch.float32) - found.architecture.norm_offset
+        for piece in places[stored]:
+            yield Fitted(stored, tuple(value.shape), piece, _fitted(value, piece, places[stored], shapes))
 
 
 def empty(found: Found) -> Any:
@@ -79,12 +126,16 @@ def empty(found: Found) -> Any:
         return cls(cls.config_class.from_dict(found.config))
 
 
-def _dense(value: torch.Tensor | Packed, dtype: torch.dtype) -> torch.Tensor:
-    return value.dense(dtype) if isinstance(value, Packed) else value.to(dtype)
+def dense(value: torch.Tensor | Packed, dtype: torch.dtype) -> torch.Tensor:
+    """`value` as an ordinary tensor; one on the meta device stays there."""
+    if isinstance(value, torch.Tensor):
+        return value.to(dtype)
+    hollow = all(tensor.is_meta for tensor in value.tensors().values())  # tables and numpy have no meta device
+    return torch.empty(value.shape, dtype=dtype, device="meta") if hollow else value.dense(dtype)
 
 
 def _fitted(
-    value: torch.Tensor | Packed, piece: Piece, siblings: list[Piece], shapes: dict[str, tuple[int, ...]]
+    value: torch.Tensor | Packed, piece: Piece, siblings: list[Piece], shapes: Mapping[str, tuple[int, ...]]
 ) -> torch.Tensor | Packed | None:
     """The rows of `value` that are `piece`'s, in the shape that its parameter has; None if they do not fit."""
     target = shapes[piece.name]
@@ -103,7 +154,7 @@ def _fitted(
         return value
     # The same but for sides of 1: pad tokens [dim] and [1, dim], 1x1 convolutions that are matrices here.
     if [n for n in value.shape if n != 1] == [n for n in target if n != 1]:
-        return _dense(value, torch.float32).reshape(target)
+        return dense(value, torch.float32).reshape(target)
     return None
 
 
@@ -121,8 +172,8 @@ def _place(
         parent, _, last = path.rpartition(".")
         setattr(module.get_submodule(parent), last, layer)
         return
-    dense = _dense(value, dtype).to(device)
-    owner.register_parameter(leaf, torch.nn.Parameter(dense, requires_grad=False))
+    tensor = dense(value, dtype).to(device)
+    owner.register_parameter(leaf, torch.nn.Parameter(tensor, requires_grad=False))
 
 
 def _packed_kind(owner: torch.nn.Module) -> type[QuantizedLinear] | None:

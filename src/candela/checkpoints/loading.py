@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 
-from candela.checkpoints.assembling import COUNTED, IGNORED, assemble
+from candela.checkpoints.assembling import COUNTED, IGNORED, assemble, files_for
 from candela.checkpoints.checkpoint import Checkpoint, Part
+from candela.checkpoints.exhausted import ran_out
 from candela.checkpoints.filling import build
-from candela.checkpoints.folder import HALF, weight_files
+from candela.checkpoints.folder import HALF
 from candela.checkpoints.headers import read_header
 from candela.checkpoints.sanity import check_config
 from candela.checkpoints.tokenizers import load_tokenizer
@@ -62,11 +63,7 @@ def load_component(part: Part, name: str, *, device: torch.device, dtype: torch.
         CheckpointError: as `load_components`.
     """
     if part.files:
-        if part.found:
-            with _library_errors(part.path, f"the {name} cannot be read"):
-                module: Any = build(part.found, device=device, dtype=dtype)
-        else:
-            module = _load_weights(part, name, device, dtype)
+        module = _from_file(part, name, device, dtype) if part.found else _load_weights(part, name, device, dtype)
         # SDXL's VAE overflows in float16 and says so in its configuration.
         if name == "vae" and dtype == torch.float16 and getattr(module.config, "force_upcast", False):
             module = module.float()
@@ -87,6 +84,31 @@ def load_component(part: Part, name: str, *, device: torch.device, dtype: torch.
         return cls.from_pretrained(part.path, local_files_only=True, trust_remote_code=False)
 
 
+@torch.inference_mode(False)
+def hollow_component(part: Part, name: str, *, dtype: torch.dtype) -> Any:
+    """What `load_component` gives for a component with weights, checked as it is there, with its weights on the meta
+    device: what describes them is read, and they are not. What the class computes when it is built is there. None
+    where only the library can tell what becomes of the files.
+
+    Raises:
+        CheckpointError: as `load_component`, as far as headers tell.
+    """
+    meta = torch.device("meta")
+    if part.found:
+        module = _from_file(part, name, meta, dtype)
+    else:
+        cls = _weighted_class(part, name)
+        with _library_errors(part.path, f"the weights do not load into {cls.__name__}"):
+            module = assemble(part, cls, files_for(part, dtype), device=meta, dtype=dtype)
+    return None if module is None else module.eval().requires_grad_(False)
+
+
+def _from_file(part: Part, name: str, device: torch.device, dtype: torch.dtype) -> Any:
+    assert part.found
+    with _library_errors(part.path, f"the {name} cannot be read"):
+        return build(part.found, device=device, dtype=dtype)
+
+
 @contextmanager
 def _library_errors(path: Path, what: str) -> Iterator[None]:
     """The libraries raise nearly anything for a bad file. Memory that runs out and packages that are absent are
@@ -98,7 +120,7 @@ def _library_errors(path: Path, what: str) -> Iterator[None]:
     except ImportError as error:
         raise MismatchedModel(f"{path}: a Python package is missing to read it. {error}") from error
     except Exception as error:
-        if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):
+        if ran_out(error):
             raise
         raise DamagedFile(f"{path}: {what}: {str(error)[:1000]}. Download it again") from error
 
@@ -138,20 +160,25 @@ def part_class(part: Part, name: str) -> Any:
     return found
 
 
-def _load_weights(part: Part, name: str, device: torch.device, dtype: torch.dtype) -> Any:
+def _weighted_class(part: Part, name: str) -> Any:
     cls = part_class(part, name)
     if not issubclass(cls, torch.nn.Module):
         raise MismatchedModel(f"{part.path}: the {name} has weights, and {cls.__name__} is no model that holds any")
     check_config(part.path, part.config, sum(len(read_header(file).tensors) for file in part.files))
-    files = (dtype == torch.float16 and weight_files(part.path, HALF)) or part.files
+    return cls
+
+
+def _load_weights(part: Part, name: str, device: torch.device, dtype: torch.dtype) -> Any:
+    cls, files = _weighted_class(part, name), files_for(part, dtype)
     with _library_errors(part.path, f"the weights do not load into {cls.__name__}"):
-        if whole := assemble(part, cls, tuple(files), device=device, dtype=dtype):
+        if whole := assemble(part, cls, files, device=device, dtype=dtype):
             return whole
         module, info = cls.from_pretrained(
             part.path,
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are told below
             dtype=dtype,
             variant=HALF if f".{HALF}" in files[0].name else None,
         )

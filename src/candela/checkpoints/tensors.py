@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from io import BufferedReader
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -27,18 +27,18 @@ BLOCKS = {"nvfp4": (16, torch.float8_e4m3fn), "mxfp8": (32, torch.float8_e8m0fnu
 MAX_MARKER = 65_536  # bytes of what describes how one layer is quantised
 
 
-def read_tensor(file: BufferedReader, tensor: StoredTensor) -> torch.Tensor:
+def read_tensor(file: BufferedReader, tensor: StoredTensor, *, hollow: bool = False) -> torch.Tensor:
     """The tensor's values on the CPU, read rather than mapped: a file that shrinks meanwhile is an error, not a crash.
+    If `hollow` nothing is read, and the tensor is on the meta device.
 
     Blocks of ggml's types come as bytes, uint8 [..., bytes per row].
 
     Raises:
         DamagedFile: the file ends before the tensor does.
     """
-    data = torch.empty(tensor.bytes, dtype=torch.uint8)
+    data = torch.empty(tensor.bytes, dtype=torch.uint8, device="meta" if hollow else "cpu")
     file.seek(tensor.offset)
-    view: Any = data.numpy()
-    if file.readinto(view) != tensor.bytes:
+    if not hollow and file.readinto(cast(Any, data.numpy())) != tensor.bytes:
         raise DamagedFile(f"{file.name} ends inside the tensor {tensor.name!r}. Download it again")
     if tensor.dtype in DTYPES:
         return data.view(DTYPES[tensor.dtype]).reshape(tensor.shape)
@@ -46,8 +46,11 @@ def read_tensor(file: BufferedReader, tensor: StoredTensor) -> torch.Tensor:
     return data.reshape(*rows, -1) if rows else data.reshape(1, -1)
 
 
-def stored_weights(found: Found, wanted: Callable[[str], bool]) -> Iterator[tuple[str, torch.Tensor | Packed]]:
+def stored_weights(
+    found: Found, wanted: Callable[[str], bool], *, hollow: bool = False
+) -> Iterator[tuple[str, torch.Tensor | Packed]]:
     """The weights of a component that are `wanted`, by stored name, in the order of the file; quantised ones packed.
+    If `hollow`, only what describes them is read, and they are on the meta device.
 
     Raises:
         MismatchedModel: a quantisation that is not read here, named.
@@ -62,29 +65,29 @@ def stored_weights(found: Found, wanted: Callable[[str], bool]) -> Iterator[tupl
     with open(found.header.path, "rb") as file:
         for name, tensor in sorted(found.weights.items(), key=lambda item: item[1].offset):
             if wanted(name):
-                yield name, _weight(file, found, name, tensor, layers)
+                yield name, _weight(file, found, name, tensor, layers, hollow)
 
 
 def _weight(
-    file: BufferedReader, found: Found, name: str, tensor: StoredTensor, layers: dict[str, dict]
+    file: BufferedReader, found: Found, name: str, tensor: StoredTensor, layers: dict[str, dict], hollow: bool
 ) -> torch.Tensor | Packed:
-    values, scheme = read_tensor(file, tensor), found.scheme(name)
+    values, scheme = read_tensor(file, tensor, hollow=hollow), found.scheme(name)
     base = name.removesuffix("weight")
 
-    def companion(*suffixes: str) -> torch.Tensor | None:
+    def companion(*suffixes: str, hollow: bool = hollow) -> torch.Tensor | None:
         entry = next((found.tensors[base + s] for s in suffixes if base + s in found.tensors), None)
         if entry is not None and entry.bytes > 8 * tensor.bytes + MAX_MARKER:
             raise DamagedFile(
                 f"{found.header.path}: {entry.name[:80]!r} is {entry.bytes} bytes long, beside a weight of "
                 f"{tensor.bytes}. Download it again"
             )
-        return None if entry is None else read_tensor(file, entry)
+        return None if entry is None else read_tensor(file, entry, hollow=hollow)
 
     if scheme == "plain":
         return values
     if found.header.format == "gguf":
         return values if tensor.dtype in DTYPES else _ggml(found, name, values)
-    described = companion("comfy_quant")
+    described = companion("comfy_quant", hollow=False)
     own = base.rstrip(".")
     layer = layers.get(found.prefix + own) or layers.get(own) or {}
     if described is not None:
@@ -107,7 +110,7 @@ def _weight(
     if kind in BLOCKS:
         return _in_blocks(found, name, values, BLOCKS[kind], scale, companion("weight_scale_2"))
     if scale is None:
-        scale = torch.ones(1)
+        scale = torch.ones(1, device=values.device)
     if scale.numel() not in (1, rows):
         raise MismatchedModel(
             f"{found.header.path}: the weight {name!r} has {scale.numel()} scales for {rows} rows: a scheme "

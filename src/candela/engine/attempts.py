@@ -9,15 +9,15 @@ from typing import Any, TypeVar
 
 import torch
 
-from candela.checkpoints import Checkpoint, Components, load_components
+from candela.checkpoints import Checkpoint, Components, Part, load_components
 from candela.checkpoints.again import Files
-from candela.checkpoints.loading import load_component
+from candela.checkpoints.loading import hollow_component, load_component
 from candela.engine import memory
 from candela.engine.ladder import Placement, Rung, below, costs
 from candela.engine.placing import Host, Shelf, return_at_once, trim
 from candela.engine.residency import Placed
 from candela.engine.sharing import ROOM
-from candela.engine.skeletons import blocks_of, without_weights
+from candela.engine.skeletons import BUILDING, blocks_of
 from candela.errors import CandelaWarning, OutOfMemory
 from candela.families import Family
 
@@ -39,6 +39,7 @@ def on_ladder(stage: str) -> Callable[[Work], Work]:
             if not isinstance(placed, Placed):  # somebody else decides
                 return work(engine, *arguments, **named)
             with engine._lock, ROOM.shared():
+                began = placed.rung
                 while True:
                     try:
                         return work(engine, *arguments, **named)
@@ -56,6 +57,7 @@ def on_ladder(stage: str) -> Callable[[Work], Work]:
                                 return work(engine, *arguments, **named)
                             except OutOfMemory as error:
                                 failure = str(error)
+                    placed.rung = began  # no rung helps: the next request shall not pay for it
                     weights = sum(placed.sizes.values()) / 1e9
                     raise OutOfMemory(
                         f"{failure}. (In {stage}; {engine.model} was {before}, with all away that can be of the "
@@ -92,7 +94,7 @@ def load_placed(
         OutOfMemory: too little for the last rung.
         CheckpointError: as `load_components`.
     """
-    with ROOM.shared():
+    with BUILDING, ROOM.shared():
         while True:
             return_at_once()
             try:
@@ -126,9 +128,8 @@ def _load(
     else:
         components = Components(
             {
-                name: without_weights(part, name, dtype)
-                if part.files and name != "vae" and not family.whole_pipeline
-                else load_component(part, name, device=device, dtype=dtype)
+                name: (name != "vae" and not family.whole_pipeline and _away(part, name, dtype))
+                or load_component(part, name, device=device, dtype=dtype)
                 for name, part in checkpoint.parts.items()
             }
         )
@@ -137,8 +138,16 @@ def _load(
         if name == "vae" or family.whole_pipeline or not blocks_of(module) or (fast and not host):
             module.to(device)
             continue
-        source = Host(module, pinned=True) if host else Files(checkpoint.parts[name], module)
-        shelves[name] = Shelf(module, source, device, empty=not resident and not host)
+        source = Host(module, pinned=True) if host else Files.of(checkpoint.parts[name], module, dtype)
+        if source is None:  # only the library can load it, so it stays
+            continue
+        shelves[name] = Shelf(module, source, device, empty=any(p.is_meta for p in module.parameters()))
         if not resident:
             shelves[name].away()
     return components, Placed(shelves, rung)
+
+
+def _away(part: Part, name: str, dtype: torch.dtype) -> Any:
+    """A component that never was in memory; None where it has to be."""
+    module = hollow_component(part, name, dtype=dtype) if part.files else None
+    return module if module is not None and blocks_of(module) and Files.of(part, module, dtype) else None

@@ -26,6 +26,7 @@ from candela.engine.request import Request
 from candela.engine.residency import Placed, Residency, Resident
 from candela.engine.result import Result, Seconds
 from candela.engine.sampling import OnStep
+from candela.engine.skeletons import BUILDING
 from candela.engine.tiling import tiling
 from candela.errors import Cancelled, CandelaWarning, InvalidRequest, MismatchedModel
 from candela.families import Conditioning, Defaults, Family, family_of
@@ -36,6 +37,7 @@ from candela.record import Start as StartRecord
 
 if TYPE_CHECKING:
     from PIL import Image
+
 
 class Engine:
     """A model in memory. Requests from several threads are served one after the other.
@@ -113,7 +115,7 @@ class Engine:
 
         manager: Residency
         if residency:
-            with memory.mapped(target):
+            with BUILDING, memory.mapped(target):
                 place = torch.device("cpu")
                 components = load_fast(place) if kind else load_components(checkpoint, device=place, dtype=precision)
             family.prepare(components)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import re
 import sys
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from contextlib import contextmanager
 
 import torch
 
+from candela.checkpoints.exhausted import ran_out
 from candela.errors import OutOfMemory
 
 
@@ -38,9 +38,6 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-# What else says that memory has run out: torch on the CPU, oneDNN, C++, and threads that cannot be given a stack.
-SIGNS = ("can't allocate memory", "could not create a memory", "could not create a primitive", "bad_alloc",
-         "can't start new thread", "Cannot allocate memory")  # fmt: skip
 TRIED = re.compile(r"[Tt]ried to allocate ([\d.]+ ?(?:bytes|[KMGT]iB))")
 
 
@@ -58,15 +55,6 @@ def mapped(device: torch.device) -> Iterator[None]:
             f"not enough memory on {device}: {_detail(str(error))}. Ask for a smaller size or fewer pictures at once, "
             "close what else uses the memory, or take a smaller model"
         ) from error
-
-
-def ran_out(error: BaseException) -> bool:
-    """Does `error`, of Python or a library, mean that there is no memory left?"""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    return any(sign in str(error) for sign in SIGNS)
 
 
 def _detail(text: str) -> str:

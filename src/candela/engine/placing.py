@@ -204,12 +204,14 @@ class _Ahead(_Turn):
         self.coming[number] = (tensors, copied)
 
 
+@torch.inference_mode(False)
 def _hollow(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     plain = tensor.dtype in (torch.float32, torch.bfloat16, torch.float16)
     value = torch.full((), torch.nan, dtype=tensor.dtype, device=device) if plain else None
     return (torch.empty((), dtype=tensor.dtype, device=device) if value is None else value).expand(tensor.shape)
 
 
+@torch.inference_mode(False)
 def _put(owner: torch.nn.Module, leaf: str, tensor: torch.Tensor) -> None:
     parameter = owner._parameters.get(leaf)
     if parameter is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from candela.checkpoints import Checkpoint, Components, Part, part_class
+from candela.checkpoints.assembling import default_dtype
 from candela.checkpoints.contents import Found
 from candela.checkpoints.filling import empty
 from candela.checkpoints.loading import load_component
@@ -27,6 +29,9 @@ from candela.families import Family
 if TYPE_CHECKING:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+# Whoever builds classes without memory changes what every thread's classes are built of (accelerate does it for the
+# whole process), so one at a time.
+BUILDING = threading.RLock()
 ROTATION = 256  # the width that int8 files are turned in, and so the most that making them dense may take
 
 
@@ -65,7 +70,8 @@ def skeleton(checkpoint: Checkpoint, family: Family, dtype: torch.dtype) -> Skel
         if name in ("tokenizer", "scheduler") or not _has_weights(part, name):
             parts[name] = load_component(part, name, device=torch.device("cpu"), dtype=dtype)
             continue
-        parts[name] = without_weights(part, name, dtype)
+        with BUILDING:
+            parts[name] = without_weights(part, name, dtype)
     components = Components(parts)
     family.prepare(components)
     from torch._subclasses.fake_tensor import FakeTensorMode  # takes a while
@@ -80,12 +86,8 @@ def skeleton(checkpoint: Checkpoint, family: Family, dtype: torch.dtype) -> Skel
 def without_weights(part: Part, name: str, dtype: torch.dtype) -> Any:
     """The component that `load_component` gives, with its parameters on the meta device; what its class computes
     when it is built is there."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)  # as when loading: tables of positions are in the weights' precision
-    try:
+    with default_dtype(dtype):
         module = empty(part.found) if part.found else _empty(part, name)
-    finally:
-        torch.set_default_dtype(before)
     upcast = name == "vae" and dtype == torch.float16 and getattr(module.config, "force_upcast", False)
     if part.found:
         _pack(module, part.found, dtype)

@@ -11,12 +11,12 @@ TILE = 512  # pixels a side of a piece
 
 @contextmanager
 def tiling(vae: Any, tiled: bool) -> Iterator[None]:
-    """Switches diffusers' own tiling on for a while, in tiles of 512 pixels: its own may be as large as pictures."""
+    """Switches diffusers' own tiling on for a while, in tiles of 512 pixels at most: its own may be whole pictures."""
     sizes = {"tile_sample_min_size": TILE, "tile_latent_min_size": TILE // 8}
     own = {name: getattr(vae, name) for name in sizes if tiled and hasattr(vae, name)}
     if tiled:
         vae.enable_tiling()
-    vars(vae).update({name: sizes[name] for name in own})
+    vars(vae).update({name: min(sizes[name], own[name]) for name in own})
     try:
         yield
     finally:
