@@ -11,6 +11,9 @@ from diffusers.models.normalization import RMSNorm
 from diffusers.models.upsampling import Upsample2D
 
 from candela import Engine, Request
+from candela.checkpoints.catalogue import DEMO_FOLDER
+from candela.demo import held_out_prompts
+from candela.families.base import last_but_one
 from candela.families.layers import from_patches, mask_beyond, rms_norm, rotate, to_patches
 from candela.families.vae import quicken
 from tests.tiny import vae as tiny_vae
@@ -75,6 +78,21 @@ def test_blocks_equal_those_of_diffusers(tiny_models, name, dtype):
     assert largest < (1e-5 if dtype == torch.float32 else 2e-2)
 
 
+def test_a_text_encoder_with_a_head_does_as_well(tiny_models):
+    """Some folders name Qwen3ForCausalLM: the text encoder is inside it."""
+    from transformers import Qwen3ForCausalLM
+
+    engine = Engine.load(tiny_models["z-image"])
+    body = engine.components.text_encoder
+    whole = Qwen3ForCausalLM(body.config).eval()
+    whole.model.load_state_dict(body.state_dict())
+    ids = torch.arange(5, 17)[None]
+    with torch.no_grad():
+        expected = body(input_ids=ids, output_hidden_states=True).hidden_states[-2][0]
+        for text_encoder in (body, whole):
+            torch.testing.assert_close(last_but_one(text_encoder, ids), expected)
+
+
 def test_compiled_rotation_is_the_same():
     """What a compiler gets is written without complex numbers, which it cannot fuse."""
     x, rotary = torch.randn(2, 5, 3, 8), torch.polar(torch.ones(1, 5, 4), torch.randn(1, 5, 4))
@@ -117,6 +135,30 @@ def test_in_16_bits_the_weights_are_not_summed():
     vae = tiny_vae(16, 1, 0.1159, 0.3611).bfloat16()
     quicken(vae)
     assert not [up for up in vae.modules() if isinstance(up, Upsample2D) and "forward" in vars(up)]
+
+
+def test_in_bfloat16_ours_is_as_near_to_the_float32_picture_as_diffusers_own():
+    """There the same formulas round differently in another order; neither side may be the worse for it."""
+    import numpy as np
+
+    prompts = [text for text, _ in held_out_prompts(4, 3)]
+
+    def diffusers(dtype):
+        pipeline = DiffusionPipeline.from_pretrained(DEMO_FOLDER, dtype=dtype)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline(
+            list(prompts), width=128, height=128, num_inference_steps=8, guidance_scale=0.0, output_type="np",
+            generator=[torch.Generator("cpu").manual_seed(seed) for seed in range(4)],
+        ).images  # fmt: skip
+
+    truth = diffusers(torch.float32)
+    ours = Engine.load("demo", dtype="bfloat16").generate(Request(prompts)).images
+    distances = [
+        float(np.abs(pictures - truth).mean()) * 255
+        for pictures in (np.stack([np.asarray(image) / 255 for image in ours]), diffusers(torch.bfloat16))
+    ]
+    assert distances[0] < 1.5 * distances[1]
+    assert 0 < distances[0] < 1
 
 
 def test_state_dicts_stay_as_they_are(tiny_models):
