@@ -14,6 +14,7 @@ from candela.bench import comfyui, report, suites
 from candela.bench.measuring import Timing, alternate, difference, flops, matmul_rate
 from candela.bench.models import FULL, QWEN, TINY, random_pair
 from candela.cli.main import app
+from candela.engine.placing import Shelf
 from candela.errors import InvalidRequest
 
 CPU = torch.device("cpu")
@@ -26,8 +27,8 @@ def cases():
 
 
 def test_the_gpu_suite_compares_exact_and_fast_mode_with_diffusers(cases):
-    assert [case.title for case in cases] == [f"tiny Z-Image, {side}x{side}, 2 steps" for side in (64, 96)]
-    for case in cases:
+    assert [case.title for case in cases[:-1]] == [f"tiny Z-Image, {side}x{side}, 2 steps" for side in (64, 96)]
+    for case in cases[:-1]:
         assert list(case.timings) == ["candela", "candela fast int8", "diffusers"]
         assert all(len(timing.seconds) == 2 for timing in case.timings.values())
         assert case.timings["candela"].difference <= 1
@@ -36,6 +37,25 @@ def test_the_gpu_suite_compares_exact_and_fast_mode_with_diffusers(cases):
         assert case.ratio("diffusers") == 1
         assert set(case.reached) == {"candela", "candela fast int8"}
         assert all(0 < reached < 1 for reached in case.reached.values())
+
+
+def test_the_gpu_suite_ends_with_streamed_weights(cases):
+    case = cases[-1]
+    assert case.title == "tiny Z-Image, 96x96, 2 steps, streamed within 10 GB"
+    assert list(case.timings) == ["candela streamed", "candela"]
+    assert case.reference == "candela"
+
+
+def test_streamed_weights_come_and_go(monkeypatch):
+    """What the case measures: every block is brought anew in every step."""
+    brought = []
+    bring = Shelf.place
+    monkeypatch.setattr(
+        Shelf, "place", lambda shelf, number, tensors: (brought.append(number), bring(shelf, number, tensors))
+    )
+    suites.streamed(1, TINY, 64, 2, CPU, torch.float32)
+    blocks = 3 - 1 + 2 * (2 + 1) + 1  # of the text encoder but the last; layers and noise refiner; context refiner
+    assert sum(number >= 0 for number in brought) >= 2 * blocks  # in the warm-up and in the run
 
 
 def test_the_cpu_suite_measures_text_alone_and_again():

@@ -7,7 +7,7 @@ import gc
 import itertools
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -20,11 +20,15 @@ from candela.checkpoints import Components
 from candela.engine import Engine, Request
 from candela.engine.fast import can_compile, compile_blocks, pick
 from candela.engine.fast.weights import round_weights
+from candela.engine.ladder import Placement, Rung
+from candela.engine.placing import Host, Shelf
+from candela.engine.residency import Placed
 from candela.errors import InvalidRequest
 
 # 20 words, about 30 tokens of the embedded model's tokenizer as of Qwen's; each run puts its number behind.
 PROMPT = "a large red star in the top left corner on a blue background, a small green circle on the right"
 Prompts = Callable[[int], str]  # run -> what it is to show
+CAP = 10_000_000_000  # bytes, for weights that are streamed
 SIDES = (512, 768, 1024, 2048)  # of the gpu suite's pictures
 
 
@@ -158,7 +162,42 @@ def gpu(
             timings = alternate(sides, runs, device, elsewhere)
             reached = {name: work / timing.median / rate for name, timing in timings.items() if "candela" in name}
             yield Case(f"{dimensions.name}, {size}x{size}, {steps} steps", timings, reached)
-            gc.collect()
+    del pair, quantised, compiled, both, sides, elsewhere  # 40 GB: now for a machine with a small card
+    gc.collect()
+    yield streamed(runs, dimensions, min(sizes, key=lambda size: abs(size - 1024)), steps, device, dtype)
+
+
+def streamed(
+    runs: int, dimensions: Dimensions, size: int, steps: int, device: torch.device, dtype: torch.dtype
+) -> Case:
+    """Weights that come block by block, within `CAP`, beside resident ones: one after the other, for the same weights
+    cannot be in both places."""
+    pair = replace(random_pair(dimensions, device, dtype), pipeline=None)
+    resident = alternate({"candela": whole(pair, size, steps)["candela"]}, runs, device)
+    parts = {name: module for name, module in pair.engine.components.modules.items() if name != "vae"}
+    pinned = device.type == "cuda"
+    shelves = {name: Shelf(module, Host(module, pinned), device) for name, module in parts.items()}
+    pair.engine.residency = placed = Placed(shelves, Rung(Placement.STREAMED))
+    placed.leave()
+    with capped(device):
+        side = whole(pair, size, steps)["candela"]
+        timings = alternate({"candela streamed": side}, runs, device)
+    title = f"{dimensions.name}, {size}x{size}, {steps} steps, streamed within {CAP / 1e9:.0f} GB"
+    return Case(title, timings | resident, {})
+
+
+@contextmanager
+def capped(device: torch.device) -> Iterator[None]:
+    """The GPU gives no more than `CAP` to this process meanwhile; elsewhere nothing is capped."""
+    if device.type != "cuda":
+        yield
+        return
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(CAP / torch.cuda.mem_get_info(device)[1], device)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
 
 
 def fast_engine(pair: Pair, dtype: torch.dtype, kind: str | None) -> tuple[str, Engine] | None:
