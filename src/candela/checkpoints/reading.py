@@ -21,6 +21,7 @@ from candela.errors import DamagedFile
 
 SLICE = 4 << 20  # bytes that are read and converted at a time: they stay in the processor's cache meanwhile
 READERS = min(4, os.cpu_count() or 1)
+FEW = 64 << 20  # bytes that one thread reads as quickly
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,19 @@ def read_tensors(wanted: Mapping[str, Wanted], device: torch.device) -> dict[str
             tensors[name] = torch.empty(one.stored.shape, dtype=one.dtype, device=device)
             slices += _slices(one, tensors[name])
     slices.sort(key=lambda part: (str(part.wanted.path), part.wanted.stored.offset, part.begin))
-    with _Reader(device) as reader, ThreadPoolExecutor(READERS, thread_name_prefix="candela-reader") as pool:
-        try:
-            for _ in pool.map(reader.read, slices):
-                pass
-        finally:
-            pool.shutdown(cancel_futures=True)  # after an error, or Ctrl-C
+    with _Reader(device) as reader:
+        if (
+            len(slices) <= FEW
+        ):  # a block of a streamed model, say: no threads, which may not be had when memory is short
+            for part in slices:
+                reader.read(part)
+            return tensors
+        with ThreadPoolExecutor(READERS, thread_name_prefix="candela-reader") as pool:
+            try:
+                for _ in pool.map(reader.read, slices):
+                    pass
+            finally:
+                pool.shutdown(cancel_futures=True)  # after an error, or Ctrl-C
     return tensors
 
 
