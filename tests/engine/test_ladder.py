@@ -110,8 +110,8 @@ def test_each_rung_is_taken_one_at_a_time_and_the_picture_is_the_same(model):
     jobs = [
         (128, 20_000_000, 1),
         (128, 0, 1),
-        (128, small["resident"] - 20_000_000, 1),
-        (128, small["released"] - 20_000_000, 1),
+        (128, (small["resident"] + small["released"]) // 2, 1),
+        (128, (small["released"] + small["streamed"]) // 2, 1),
         (768, 0, 1),
         (768, (large["resident"] + 2 * large["resident, tiled decoding"]) // 3, 1),
         (128, small["resident"] * 13 // 10, 2),
