@@ -380,10 +380,11 @@ class Engine:
         pictures = []
         with self._lock, torch.no_grad(), memory.mapped(self.device):
             self.residency.need("vae", latents[0, 0].numel() * self.family.latent_factor**2)
-            for single in latents.to(vae.device, vae.dtype).split(1):
+            weight = next(vae.parameters())  # the VAE's own `device` and `dtype` walk through all modules
+            for single in latents.to(weight.device, weight.dtype).split(1):
                 with tiling(vae, tiled or self._tiled):
                     pixels = vae.decode(single, return_dict=False)[0].float()
-                sampling.check_finite(pixels, "the decoded pixels", vae.dtype)
+                sampling.check_finite(pixels, "the decoded pixels", weight.dtype)
                 pictures.append(pixels)
         return torch.cat(pictures)
 

@@ -54,8 +54,9 @@ class ZImage(Family):
         if guided:
             assert conditioning.negative is not None
             texts += conditioning.negative
-        dtype = transformer.dtype
-        features = [f.to(transformer.device, dtype) for f in texts]
+        like = transformer.cap_pad_token  # `transformer.device` and `.dtype` walk through all modules, each time
+        dtype = like.dtype
+        features = [f.to(like.device, dtype) for f in texts]
         forward = ZImageForward(transformer, features, *shape[2:])
 
         def predict(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:

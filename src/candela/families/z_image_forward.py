@@ -30,7 +30,7 @@ class ZImageForward:
 
     def __init__(self, transformer: Any, features: Sequence[torch.Tensor], height: int, width: int):
         self.transformer = transformer
-        device = transformer.device
+        device = transformer.cap_pad_token.device
         own = [_padded(len(one)) for one in features]
         longest = max(own)
         self.patches = height * width // 4
