@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import torch
 
 from candela.checkpoints import Checkpoint, Components, Part, read_checkpoint
+from candela.checkpoints.assembling import default_dtype
 from candela.checkpoints.catalogue import DEMO_FOLDER
 from candela.engine import Engine
 from candela.families import family_of
@@ -78,7 +77,7 @@ def random_pair(dimensions: Dimensions, device: torch.device, dtype: torch.dtype
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
     from transformers import AutoTokenizer, Qwen3Config, Qwen3Model
 
-    with made_on(device, dtype):
+    with default_dtype(dtype), device:
         transformer = ZImageTransformer2DModel(**Z_IMAGE | dimensions.transformer)
         text_encoder = Qwen3Model(Qwen3Config(**QWEN | {"tie_word_embeddings": True} | dimensions.text_encoder))
         vae = AutoencoderKL(
@@ -127,18 +126,6 @@ def _parts(components: Components) -> dict[str, Part]:
         values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
         parts[name] = Part(Path(name), library, type(component).__name__, values)
     return parts
-
-
-@contextmanager
-def made_on(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """Modules are built on `device` and in `dtype` meanwhile."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with device:
-            yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 @torch.no_grad()

@@ -57,7 +57,7 @@ def run(suite: str, against: str, as_json: bool) -> int:
         if not as_json:
             show(case)
     results: dict[str, Any] = report.as_json(suite, cases, device)
-    title = f"{suite} suite on {results['device']}: time as a multiple of {cases[0].reference}'s"
+    title = f"{suite} suite on {results['device']}: time as a multiple of that of {cases[0].reference}"
     written = write(suite, results, report.chart(title, cases))
     if as_json:
         print_json(results)

@@ -43,6 +43,3 @@ class Embeddings:
             tuple(found[text, False].clone() for text in prompts),  # a caller may change what it gets
             None if negatives is None else tuple(found[text, True].clone() for text in negatives),
         )
-
-    def clear(self) -> None:
-        self._kept.clear()

@@ -158,12 +158,7 @@ def plan(
             f"{family.name} runs whole, as diffusers wrote it, and is not planned: it is always resident. Its weights "
             f"are {checkpoint.bytes / 1e9:.1f} GB as stored"
         )
-    if machine is None:
-        if vram is not None:
-            machine = cards.of_memory(vram)
-        else:
-            place = pick_device(device)
-            machine = cards.this_machine(place, pick_dtype(dtype, place))
+    machine = machine or _machine(vram, device, dtype)
     if ram is not None:
         machine = replace(machine, ram=ram, memory=ram if machine.device == "cpu" else machine.memory)
     kind = pick_dtype(dtype or ("bfloat16" if machine.device == "cuda" else "float32"), torch.device("cpu"))
@@ -192,22 +187,38 @@ def plan(
         guidance=known.defaults.guidance,
         placement=rung.placement.value,
         tiled=rung.tiled,
-        components=tuple(
-            Component(
-                name,
-                checkpoint.parts[name].class_name,
-                _stored(checkpoint, name) or (label if name != "vae" else str(kind).removeprefix("torch.")),
-                weights.total,
-                _where(name, rung, machine),
-            )
-            for name, weights in known.weights.items()
-        ),
+        components=_components(checkpoint, known, rung, machine, label, kind),
         stages=stages,
         peak_bytes=max(stage.peak for stage in stages),
         ram_bytes=known.ram(rung, machine),
         seconds=sum(stage.seconds for stage in stages),
         fits=fits,
         options=options,
+    )
+
+
+def _machine(vram: int | None, device: str | None, dtype: str | None) -> Machine:
+    """A card of `vram` bytes, or what is here."""
+    if vram is not None:
+        return cards.of_memory(vram)
+    place = pick_device(device)
+    return cards.this_machine(place, pick_dtype(dtype, place))
+
+
+def _components(
+    checkpoint: Checkpoint, known: Measured, rung: Rung, machine: Machine, label: str, dtype: torch.dtype
+) -> tuple[Component, ...]:
+    """`label` is the precision of what is not stored in one of its own; the VAE's is always `dtype`."""
+    plain = str(dtype).removeprefix("torch.")
+    return tuple(
+        Component(
+            name,
+            checkpoint.parts[name].class_name,
+            _stored(checkpoint, name) or (label if name != "vae" else plain),
+            weights.total,
+            _where(name, rung, machine),
+        )
+        for name, weights in known.weights.items()
     )
 
 

@@ -52,10 +52,11 @@ class LuminaImage2(Family):
         self, components: Components, conditioning: Conditioning, guidance: float, shape: torch.Size
     ) -> Predictor:
         transformer = components.transformer
-        dtype = transformer.dtype
+        like = transformer.x_embedder.bias  # `transformer.device` and `.dtype` walk through all modules, each time
+        dtype = like.dtype
 
         def forward_for(texts: tuple[torch.Tensor, ...]) -> LuminaImage2Forward:
-            return LuminaImage2Forward(transformer, [f.to(transformer.device, dtype) for f in texts], *shape[2:])
+            return LuminaImage2Forward(transformer, [f.to(like.device, dtype) for f in texts], *shape[2:])
 
         positive, negative = forward_for(conditioning.positive), None
         if self.guided(guidance):

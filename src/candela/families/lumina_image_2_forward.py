@@ -29,7 +29,7 @@ class LuminaImage2Forward:
 
     def __init__(self, transformer: Any, features: Sequence[torch.Tensor], height: int, width: int):
         self.transformer = transformer
-        device = transformer.device
+        device = transformer.x_embedder.bias.device
         lengths = [len(one) for one in features]
         longest = max(lengths)
         self.patches = height * width // 4
@@ -39,8 +39,9 @@ class LuminaImage2Forward:
         positions = torch.zeros(longest, 3, dtype=torch.int64, device=device)
         positions[:, 0] = torch.arange(longest, device=device)
         text_rotary = _rotary(transformer, positions)[None]
+        mask = mask_beyond(lengths, 0, 0, device)
         for block in transformer.context_refiner:
-            text = block(text, mask_beyond(lengths, 0, 0, device), text_rotary)
+            text = block(text, mask, text_rotary)
         self.text = text
 
         different = lengths[:1] if min(lengths) == longest else lengths

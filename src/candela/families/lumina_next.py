@@ -50,7 +50,7 @@ class LuminaNext(Family):
 
         def predict(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
             t = (1 - timestep / 1000).expand(len(features))
-            pictures = latents.to(transformer.dtype)
+            pictures = latents.to(text.dtype)
             out = transformer(
                 hidden_states=torch.cat([pictures] * 2) if guided else pictures,
                 timestep=t,

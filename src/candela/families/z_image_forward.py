@@ -43,8 +43,9 @@ class ZImageForward:
         positions = torch.zeros(longest, 3, dtype=torch.int64, device=device)
         positions[:, 0] = torch.arange(1, longest + 1, device=device)
         text_rotary = transformer.rope_embedder(positions)[None]
+        mask = mask_beyond(own, 0, 0, device)
         for block in transformer.context_refiner:
-            embedded = block(embedded, mask_beyond(own, 0, 0, device), text_rotary)
+            embedded = block(embedded, mask, text_rotary)
         self.text = embedded
 
         def image_rotary(text_tokens: int) -> torch.Tensor:
