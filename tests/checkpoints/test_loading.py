@@ -117,14 +117,17 @@ def wanted(path, dtype):
     return {name: Wanted(path, stored, dtype) for name, stored in read_header(path).tensors.items()}
 
 
-@pytest.mark.parametrize("mapping", [True, False])
+@pytest.mark.parametrize("way", ["mapped", "one thread", "threads"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_tensors_are_converted_slice_by_slice(tmp_path, monkeypatch, dtype, mapping):
+def test_tensors_are_converted_slice_by_slice(tmp_path, monkeypatch, dtype, way):
     values = {"long": torch.randn(1000, 7), "one": torch.randn(()), "none": torch.zeros(0, 3), "few": torch.randn(3)}
     save_file(values, tmp_path / "some.safetensors")
     monkeypatch.setattr(reading, "SLICE", 100)
-    if not mapping:
+    monkeypatch.setattr(reading, "PIECE", 1500)  # whole pages are let go while their neighbours are still to be read
+    if way != "mapped":
         monkeypatch.setattr(reading, "_mapped", lambda wanted: {})
+    if way == "threads":
+        monkeypatch.setattr(reading, "FEW", 0)
     found = read_tensors(wanted(tmp_path / "some.safetensors", dtype), CPU)
     assert found.keys() == values.keys()
     for name, value in values.items():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,26 @@ def picture(model: str | Path, placement: str, **options) -> bytes:
     engine = Engine.load(model, device="cpu", placement=placement, **options)
     assert engine.residency.rung.placement.value == placement
     return engine.generate(REQUEST).images[0].tobytes()
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"placement": "released"}, {"placement": "streamed"}, {"fast": "int8"}], ids=str
+)
+def test_an_engine_that_is_gone_leaves_no_weights_until_python_looks_for_circles(options):
+    Engine.load("demo", device="cpu").generate(
+        REQUEST
+    )  # frames of the first import of a library refer to what they saw
+    gc.collect()
+    gc.disable()
+    try:
+        engine = Engine.load("demo", device="cpu", **options)
+        engine.generate(REQUEST)
+        parts = engine.components.modules.items()
+        alive = {f"{name}.{path}": weakref.ref(part) for name, whole in parts for path, part in whole.named_modules()}
+        del engine, parts
+        assert [path for path, part in alive.items() if part() is not None] == []
+    finally:
+        gc.enable()
 
 
 def int8_unturned(folder: Path, out: Path) -> str:

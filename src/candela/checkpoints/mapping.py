@@ -73,6 +73,15 @@ def mapped(path: Path) -> torch.Tensor | None:
     return torch.frombuffer(memory, dtype=torch.uint8)
 
 
+def let_go(values: torch.Tensor) -> None:
+    """Gives back the memory of mapped values that were never changed, flat; who reads them again gets them from the
+    file again."""
+    begin, end = values.data_ptr(), values.data_ptr() + values.nbytes
+    first, last = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
+    if first < last:  # the pages at the ends have neighbours' values too
+        _libc().madvise(first, last - first, mmap.MADV_DONTNEED)
+
+
 def _give_back(held: int) -> None:
     _leased.pop(held, None)
     os.close(held)
@@ -127,6 +136,7 @@ def _libc() -> Any:
     libc.mmap.argtypes, libc.mmap.restype = [pointer, size, number, number, number, ctypes.c_long], pointer
     libc.mremap.argtypes, libc.mremap.restype = [pointer, size, size, number, pointer], pointer
     libc.munmap.argtypes, libc.munmap.restype = [pointer, size], number
+    libc.madvise.argtypes, libc.madvise.restype = [pointer, size, number], number
     libc.memcpy.argtypes, libc.memcpy.restype = [pointer, pointer, size], pointer
     return libc
 

@@ -21,6 +21,7 @@ from candela.errors import DamagedFile
 
 SLICE = 4 << 20  # bytes that are read and converted at a time: they stay in the processor's cache meanwhile
 READERS = min(4, os.cpu_count() or 1)
+PIECE = 16 << 20  # values that are converted at a time, out of a mapped file
 FEW = 64 << 20  # bytes that one thread reads as quickly
 
 
@@ -44,8 +45,9 @@ class _Slice:
 
 
 def read_tensors(wanted: Mapping[str, Wanted], device: torch.device) -> dict[str, torch.Tensor]:
-    """-> the tensors by name, on `device`. On the CPU those that are stored as they are wanted stay in their file
-    where that is safe (`mapping.py`); all others are read once, a slice at a time, by a few threads.
+    """-> the tensors by name, on `device`. On the CPU those that are stored as they are wanted stay in their file, and
+    others are converted out of it, where that is safe (`mapping.py`); all else is read once, a slice at a time, by a
+    few threads.
 
     Raises:
         DamagedFile: a file that ends before its tensors do, or that is none.
@@ -58,10 +60,8 @@ def read_tensors(wanted: Mapping[str, Wanted], device: torch.device) -> dict[str
             slices += _slices(one, tensors[name])
     slices.sort(key=lambda part: (str(part.wanted.path), part.wanted.stored.offset, part.begin))
     with _Reader(device) as reader:
-        if (
-            len(slices) <= FEW
-        ):  # a block of a streamed model, say: no threads, which may not be had when memory is short
-            for part in slices:
+        if sum(part.target[part.begin : part.end].nbytes for part in slices) <= FEW:
+            for part in slices:  # a block of a streamed model, say: no threads, which may not be had with little memory
                 reader.read(part)
             return tensors
         with ThreadPoolExecutor(READERS, thread_name_prefix="candela-reader") as pool:
@@ -74,21 +74,32 @@ def read_tensors(wanted: Mapping[str, Wanted], device: torch.device) -> dict[str
 
 
 def _mapped(wanted: Mapping[str, Wanted]) -> dict[str, torch.Tensor]:
-    """Those that can be used where they lie."""
+    """Those whose file can be mapped."""
     if sys.platform != "linux":  # others have no leases, and Windows no fcntl
         return {}
     from candela.checkpoints.mapping import mapped
 
-    as_stored = {name: one for name, one in wanted.items() if DTYPES[one.stored.dtype] == one.dtype}
-    memory = {path: mapped(path) for path in {one.path for one in as_stored.values()}}
+    memory = {path: mapped(path) for path in {one.path for one in wanted.values()}}
     found = {}
-    for name, one in as_stored.items():
-        data, stored = memory[one.path], one.stored
-        if data is not None and stored.offset % one.dtype.itemsize == 0 and stored.bytes:
+    for name, one in sorted(wanted.items(), key=lambda item: (str(item[1].path), item[1].stored.offset)):
+        data, stored, kind = memory[one.path], one.stored, DTYPES[one.stored.dtype]
+        if data is not None and stored.offset % kind.itemsize == 0 and stored.bytes:
             if stored.offset + stored.bytes > len(data):
                 raise DamagedFile(f"{one.path} ends inside the tensor {stored.name!r}. Download it again")
-            found[name] = data[stored.offset : stored.offset + stored.bytes].view(one.dtype).reshape(stored.shape)
+            values = data[stored.offset : stored.offset + stored.bytes].view(kind)
+            found[name] = (values if kind == one.dtype else _converted(values, one.dtype)).reshape(stored.shape)
     return found
+
+
+def _converted(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Mapped values, flat, in `dtype`; the file's pages do not pile up behind."""
+    from candela.checkpoints.mapping import let_go
+
+    target = torch.empty(len(values), dtype=dtype)
+    for source, place in zip(values.split(PIECE), target.split(PIECE)):
+        place.copy_(source)  # by all of torch's threads, each in memory that is new: that is what costs
+        let_go(source)
+    return target
 
 
 def _slices(wanted: Wanted, target: torch.Tensor) -> Iterator[_Slice]:

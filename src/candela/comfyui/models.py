@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import logging
 import sys
 import threading
@@ -120,13 +121,15 @@ def _make_room(size: int) -> None:
 
 def _give_back_later() -> None:
     """Once an engine is gone, and a moment later its weights, returns their pages to the system: glibc keeps freed
-    blocks of up to 32 MB in its heap (0.9 GB of a 0.9 GB model stayed after Free memory)."""
+    blocks of up to 32 MB in its heap (0.9 GB of a 0.9 GB model stayed after Free memory). A compiled block refers to
+    itself, so it is gone when Python has looked for such circles."""
     timer = threading.Timer(0.3, _trim)
     timer.daemon = True
     timer.start()
 
 
 def _trim() -> None:
+    gc.collect()
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError):  # another libc
             ctypes.CDLL(None).malloc_trim(0)

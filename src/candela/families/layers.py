@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import types
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -118,6 +118,21 @@ def mask_beyond(lengths: list[int], before: int, after: int, device: torch.devic
 
 def replace_forward(modules: Iterable[torch.nn.Module], forward: Callable[..., Any]) -> None:
     """Each module computes by `forward(module, ...)`, of the same signature, from now on. Hooks, LoRAs and compilation
-    see the same modules as before."""
+    see the same modules as before; `library_forward` is what they computed by.
+
+    By their class: a method of its own, kept by a module, would keep the module, and its weights would stay after the
+    last who knew it until Python looks for such circles."""
     for module in modules:
-        module.forward = types.MethodType(forward, module)
+        cls: Any = type(module)  # mypy takes no types for hashable
+        module.__class__ = _computing_by(forward, cls)
+
+
+@functools.cache
+def _computing_by(forward: Callable[..., Any], cls: type) -> type:
+    own = {"forward": forward, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    return type(cls.__name__, (cls,), own)
+
+
+def library_forward(module: torch.nn.Module, *arguments: Any, **named: Any) -> Any:
+    """What the module computed before `replace_forward`."""
+    return super(type(module), module).forward(*arguments, **named)  # type: ignore[misc]

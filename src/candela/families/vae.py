@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from candela.families.layers import replace_forward
+from candela.families.layers import library_forward, replace_forward
 
 
 def quicken(vae: Any) -> None:
@@ -36,7 +36,7 @@ def upsample(up: Any, x: torch.Tensor, output_size: Any = None, *more: Any, **na
     convolution of the small picture with sums of weights: 16 products instead of 36
     (sub-pixel convolution, https://arxiv.org/abs/1609.05158)."""
     if output_size is not None or more or named:
-        return type(up).forward(up, x, output_size, *more, **named)
+        return library_forward(up, x, output_size, *more, **named)
     weight, bias = up.conv.weight, up.conv.bias
     height, width = x.shape[2:]
     around = functional.pad(x, (1, 1, 1, 1))

@@ -13,6 +13,7 @@ from candela.families.layers import (
     from_patches,
     gated,
     grid,
+    library_forward,
     mask_beyond,
     modulated_block,
     rms_norm,
@@ -95,7 +96,7 @@ def block_forward(
     """ZImageTransformerBlock.forward. x [B, S, dim], attn_mask bool [B, S], freqs_cis complex64 [B or 1, S, D / 2],
     adaln_input [B or 1, 256]."""
     if per_token or named:  # Omni's modulation of each token
-        return type(block).forward(block, x, attn_mask, freqs_cis, adaln_input, *per_token, **named)
+        return library_forward(block, x, attn_mask, freqs_cis, adaln_input, *per_token, **named)
     feed = block.feed_forward
     return modulated_block(
         x,
