@@ -60,7 +60,8 @@ def test_memory_neither_grows_nor_stays_after_free(roomy):
         assert run.ok, run.error
         time.sleep(0.5)  # what a prompt let go is given back a moment later
         used.append(roomy.memory)
-    assert used[29] <= 1.05 * used[3], [f"{bytes / 2**20:.0f} MB" for bytes in used]
+    # The largest of ten, as the model before is gone at one look and not quite at another.
+    assert max(used[20:]) <= 1.05 * max(used[2:12]), [f"{bytes / 2**20:.0f} MB" for bytes in used]
     assert used[3] > before + 300 * 2**20, "the models are large enough to be seen"
     roomy.free()
     time.sleep(2)
