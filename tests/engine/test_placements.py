@@ -36,9 +36,8 @@ def picture(model: str | Path, placement: str, **options) -> bytes:
     "options", [{}, {"placement": "released"}, {"placement": "streamed"}, {"fast": "int8"}], ids=str
 )
 def test_an_engine_that_is_gone_leaves_no_weights_until_python_looks_for_circles(options):
-    Engine.load("demo", device="cpu").generate(
-        REQUEST
-    )  # frames of the first import of a library refer to what they saw
+    # Frames of a library's first import refer to what they saw.
+    Engine.load("demo", device="cpu").generate(REQUEST)
     gc.collect()
     gc.disable()
     try:
