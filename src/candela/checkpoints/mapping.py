@@ -74,8 +74,8 @@ def mapped(path: Path) -> torch.Tensor | None:
 
 
 def let_go(values: torch.Tensor) -> None:
-    """Gives back the memory of mapped values, flat, that nobody reads again: where a writer was served meanwhile they are
-    no longer in the file."""
+    """Gives back the memory of mapped values, flat, that nobody reads again: once a writer was served they are no
+    longer in the file."""
     begin, end = values.data_ptr(), values.data_ptr() + values.nbytes
     first, last = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
     if first < last:  # the pages at the ends have neighbours' values too
