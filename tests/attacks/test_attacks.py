@@ -15,7 +15,7 @@ import pytest
 
 from tests.attacks.files import ATTACKS, OK, Attack, model_of, written
 
-SECONDS = 2.0  # of processor time: other processes are not the file's fault
+SECONDS = 2.0  # of processor time: other processes are not the file's fault, nor is a slow machine (see `pace`)
 BYTES = 300_000_000  # of a whole process that identifies; beyond what its modules take of one that loads
 PATIENCE = 12.0  # seconds by the clock, until it counts as a hang
 
