@@ -75,10 +75,10 @@ def vae(channels: int, seed: int, shift: float | None, scaling: float) -> Autoen
     )  # fmt: skip
 
 
-def z_image(folder: Path) -> Path:
+def z_image(folder: Path, layers: int = 2) -> Path:
     """Base's shift of 6, so its defaults are those of Base."""
     transformer = ZImageTransformer2DModel(
-        dim=32, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=16,
+        dim=32, n_layers=layers, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=16,
         axes_dims=[4, 6, 6], axes_lens=[1536, 512, 512],
     )  # fmt: skip
     text_encoder = Qwen3Model(

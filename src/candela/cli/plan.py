@@ -48,7 +48,7 @@ def text(plan: Plan) -> str:
             f"  {stage.name:13} {stage.peak / 1e9:6.2f} GB  = weights {stage.weights / 1e9:.2f} + work "
             f"{stage.activations / 1e9:.2f}, {stage.seconds:.1f} s"
         )
-    tiled = ", decoded in tiles" if plan.tiled else ""
+    tiled = (f" but for {plan.kept} blocks" if plan.kept else "") + (", decoded in tiles" if plan.tiled else "")
     memory = f"main memory {plan.ram_bytes / 1e9:.1f} GB"
     lines += [
         "",

@@ -21,13 +21,16 @@ ORDER = list(Placement)
 
 @dataclass(frozen=True)
 class Rung:
-    """`tiled`: pictures larger than a tile are decoded in overlapping pieces."""
+    """`tiled`: pictures larger than a tile are decoded in overlapping pieces. `kept`: so many of the transformer's
+    blocks stay through all steps while the others are streamed."""
 
     placement: Placement = Placement.RESIDENT
     tiled: bool = False
+    kept: int = 0
 
     def __str__(self) -> str:
-        return f"{self.placement.value}{', tiled decoding' if self.tiled else ''}"
+        kept = f" but for {self.kept} blocks" if self.kept else ""
+        return f"{self.placement.value}{kept}{', tiled decoding' if self.tiled else ''}"
 
 
 def below(rung: Rung, stage: str, pixels: int = 0) -> Rung | None:
@@ -35,6 +38,8 @@ def below(rung: Rung, stage: str, pixels: int = 0) -> Rung | None:
     `pixels` are at work: no more than a tile has, and tiles would not help."""
     if stage == "decode" and not rung.tiled and pixels > TILE**2:
         return replace(rung, tiled=True)
+    if rung.kept:  # while other stages are at work, nothing of the transformer is there
+        return replace(rung, kept=0) if stage == "denoise" else None
     number = ORDER.index(rung.placement) + 1
     return replace(rung, placement=ORDER[number]) if number < len(ORDER) else None
 

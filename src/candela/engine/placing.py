@@ -1,5 +1,5 @@
-"""Components that are not always in memory: put away, brought back, and streamed block by block. Work; who decides is
-`residency.py`.
+"""Components that are not always in memory: put away, brought back, and streamed block by block (`streaming.py`). Work;
+who decides is `residency.py`.
 
 Away is where a tensor comes back from: on a GPU main memory, locked so that the copy runs beside the arithmetic; on
 the CPU the component's own files. What is away leaves a tensor of the same shape, precision and device behind, which
@@ -16,8 +16,9 @@ from typing import Any, Protocol
 import torch
 
 from candela.engine.skeletons import blocks_of, size_of
+from candela.engine.streaming import ALIGNED, Ahead, Turn
 
-CHUNK, ALIGNED = 1 << 29, 256  # bytes of locked memory that are taken at once, and where a tensor begins in it
+CHUNK = 1 << 29  # bytes of locked memory that are taken at once
 FIXED = -1  # the group of all that is in no block
 MMAP_THRESHOLD = -3  # of mallopt(3)
 SMALL, LARGE = 1 << 18, 1 << 23  # bytes; left to itself glibc goes up to 1 << 25
@@ -61,6 +62,13 @@ class Host:
         return room
 
     @torch.inference_mode(False)
+    @torch.no_grad()
+    def copy(self, places: Mapping[str, torch.Tensor]) -> None:
+        """Into the tensors of `places`, by name; from locked memory it goes on beside what the caller does next."""
+        for name, place in places.items():
+            place.copy_(self._kept[name], non_blocking=True)
+
+    @torch.inference_mode(False)
     def read(self, names: Collection[str], device: torch.device) -> dict[str, torch.Tensor]:
         found = {name: self._kept[name] for name in names if name in self._kept}
         return {name: tensor.to(device, non_blocking=True, copy=True) for name, tensor in found.items()}
@@ -84,11 +92,11 @@ class Shelf:
         self._blocks = blocks
         self._here = set() if empty else set(self._groups)
         self._hooks: list[Any] = []
-        self._turn: _Turn | None = None
+        self._turn: Turn | None = None
+        self._hollows: dict[str, torch.Tensor] = {}
         if empty:
-            for places in self._groups.values():
-                for owner, leaf in places.values():
-                    _put(owner, leaf, _hollow(getattr(owner, leaf), device))
+            for number in self._groups:
+                self.leave_hollow(number)
 
     def whole(self) -> None:
         """All of it is here."""
@@ -103,30 +111,36 @@ class Shelf:
             self.drop(number)
         trim()
 
-    def streamed(self) -> None:
-        """Its blocks come when they are called, one after the other; the rest is here."""
+    def streamed(self, kept: int = 0) -> None:
+        """Its blocks come when they are called, one after the other, but for `kept` of them; those and the rest are
+        here."""
         if self._turn:
             return
-        for number in self._here - {FIXED}:
+        # Between two that come there are as many that stay as can be: while those compute, the next one is copied.
+        count = max(len(self._blocks) - kept, 0)
+        coming = [k * len(self._blocks) // count for k in range(count)]
+        for number in self._here.intersection(coming):
             self.drop(number)
         trim()
-        if FIXED not in self._here:
-            self.bring(FIXED)
-        self._turn = _Ahead(self) if self.device.type == "cuda" else _Turn(self)
-        for number, block in enumerate(self._blocks):
-            self._hooks.append(block.register_forward_pre_hook(self._turn.hook(number)))
+        for number in self._groups.keys() - self._here - set(coming):
+            self.bring(number)
+        self._turn = Ahead(self, self.source, coming) if isinstance(self.source, Host) else Turn(self, coming)
+        for number in coming:
+            self._hooks.append(self._blocks[number].register_forward_pre_hook(self._turn.hook(number)))
 
     def reach(self, module: str) -> None:
         """The weights of `module` are here, until a block that is called needs the room."""
         if self._turn:
             groups = self._groups.items()
             number = next(n for n, places in groups if any(name.startswith(f"{module}.") for name in places))
-            if number != FIXED:
+            if number in self._turn.numbers:
                 self._turn.come(number)
 
     def _stop(self) -> None:
         for hook in self._hooks:
             hook.remove()
+        if self._turn:
+            self._turn.end()
         self._hooks, self._turn = [], None
 
     def bring(self, number: int) -> None:
@@ -142,66 +156,19 @@ class Shelf:
 
     def drop(self, number: int) -> None:
         for name, (owner, leaf) in self._groups[number].items():
-            tensor = getattr(owner, leaf)
-            self.source.keep(name, tensor)
-            _put(owner, leaf, _hollow(tensor, self.device))
+            self.source.keep(name, getattr(owner, leaf))
+        self.leave_hollow(number)
+
+    def leave_hollow(self, number: int) -> None:
+        for name, (owner, leaf) in self._groups[number].items():
+            if name not in self._hollows:
+                self._hollows[name] = _hollow(getattr(owner, leaf), self.device)
+            _put(owner, leaf, self._hollows[name])
         self._here.discard(number)
 
-
-class _Turn:
-    """One block at a time."""
-
-    def __init__(self, shelf: Shelf):
-        self.shelf = shelf
-        self.now: int | None = None
-
-    def hook(self, number: int) -> Any:
-        return lambda module, arguments: self.come(number)
-
-    def come(self, number: int) -> None:
-        if number == self.now:
-            return
-        if self.now is not None:
-            self.shelf.drop(self.now)
-        self.now = None
-        self.shelf.bring(number)
-        self.now = number
-
-
-class _Ahead(_Turn):
-    """On CUDA: the next block is copied on a stream of its own while this one computes. Two are there at once."""
-
-    def __init__(self, shelf: Shelf):
-        super().__init__(shelf)
-        self.stream = torch.cuda.Stream(shelf.device)
-        self.after: dict[int, int] = {}  # as they were called the last time
-        self.coming: dict[int, tuple[Mapping[str, torch.Tensor], torch.cuda.Event]] = {}
-
-    def come(self, number: int) -> None:
-        if number == self.now:
-            return
-        compute = torch.cuda.current_stream(self.shelf.device)
-        if self.now is not None:
-            self.after[self.now] = number
-            compute.synchronize()  # its memory is free only when its arithmetic is done
-            self.shelf.drop(self.now)
-        self.now = None
-        if number not in self.coming:
-            self.coming = {}
-            self._fetch(number)
-        tensors, copied = self.coming.pop(number)
-        compute.wait_event(copied)
-        self.shelf.place(number, tensors)
-        self.now = number
-        if (following := self.after.get(number, number + 1)) < len(self.shelf._blocks):
-            self._fetch(following)
-
-    def _fetch(self, number: int) -> None:
-        with torch.cuda.stream(self.stream):
-            tensors = self.shelf.read(number)
-            copied = torch.cuda.Event()
-            copied.record(self.stream)
-        self.coming[number] = (tensors, copied)
+    def tensors(self, number: int) -> dict[str, torch.Tensor]:
+        """Those of a block, as they are: of the right shapes and precisions, here or hollow."""
+        return {name: getattr(owner, leaf) for name, (owner, leaf) in self._groups[number].items()}
 
 
 @torch.inference_mode(False)

@@ -53,7 +53,8 @@ class Plan:
     Attributes:
         installed: are its files on this machine? Else sizes are as published.
         memory_bytes: of the device; `reserved_bytes` of it are not ours.
-        placement: resident, released or streamed (`engine/ladder.py`); `tiled`: decoding in pieces.
+        placement: resident, released or streamed (`engine/ladder.py`); `tiled`: decoding in pieces; `kept`: how many
+            of the transformer's blocks stay while the others are streamed.
         peak_bytes: on the device; `ram_bytes` in main memory, the process itself included.
         seconds: for a picture from a new prompt, when the model is loaded.
         fits: does it, as far as this tells? Else it is the smallest way there is.
@@ -71,6 +72,7 @@ class Plan:
     guidance: float
     placement: str
     tiled: bool
+    kept: int
     components: tuple[Component, ...]
     stages: tuple[Stage, ...]
     peak_bytes: int

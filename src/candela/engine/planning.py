@@ -59,10 +59,13 @@ class Measured:
             times[1] += body.total / machine.link
         else:
             ahead = 2 if machine.device == "cuda" else 1  # blocks that are there at once
-            there = [vae + e.fixed + ahead * e.block for e in (max(encoders, key=lambda e: e.total), body)] + [vae]
-            come = text / machine.link, self.defaults.steps * body.total / machine.link
+            large = max(encoders, key=lambda e: e.total)
+            there = [vae + e.fixed + (ahead + kept) * e.block for e, kept in ((large, 0), (body, rung.kept))] + [vae]
+            stay = rung.kept * body.block
+            come = text / machine.link, self.defaults.steps * (body.total - stay) / machine.link
             together = max if machine.device == "cuda" else lambda a, b: a + b
             times[:2] = [together(a, b) for a, b in zip(times, come)]
+            times[1] += stay / machine.link  # they are away while prompts are encoded and pictures decoded
         works = (costs.encode.peak_bytes, costs.step.peak_bytes, decode.peak_bytes)
         return tuple(Stage(*each) for each in zip(("encode", "denoise", "decode"), there, works, times))
 
@@ -84,8 +87,18 @@ class Measured:
         """The first rung that fits, and that it does; the smallest, if none does."""
         fitting = next((rung for rung in RUNGS if self.fits(rung, machine)), None)
         if fitting:
-            return fitting, True
+            return self._filled(fitting, machine), True
         return min(RUNGS, key=lambda rung: max(s.peak for s in self.stages(rung, machine))), False
+
+    def _filled(self, rung: Rung, machine: Machine) -> Rung:
+        """`rung`, with as many blocks kept as there is room for beside the largest work of all stages, which leaves
+        some for a few pictures at once."""
+        if rung.placement is not Placement.STREAMED:
+            return rung
+        body, stages = self.weights["transformer"], self.stages(rung, machine)
+        room = machine.ram - PROCESS if machine.device == "cpu" else machine.memory - RESERVED
+        room -= stages[1].weights + max(stage.activations for stage in stages)
+        return replace(rung, kept=max(0, min(room // body.block, body.blocks - 1)))
 
     def seconds(self, rung: Rung, machine: Machine) -> float:
         return sum(stage.seconds for stage in self.stages(rung, machine))
@@ -187,6 +200,7 @@ def plan(
         guidance=known.defaults.guidance,
         placement=rung.placement.value,
         tiled=rung.tiled,
+        kept=rung.kept,
         components=_components(checkpoint, known, rung, machine, label, kind),
         stages=stages,
         peak_bytes=max(stage.peak for stage in stages),
@@ -216,7 +230,7 @@ def _components(
             checkpoint.parts[name].class_name,
             _stored(checkpoint, name) or (label if name != "vae" else plain),
             weights.total,
-            _where(name, rung, machine),
+            _where(name, rung, machine, weights.blocks),
         )
         for name, weights in known.weights.items()
     )
@@ -237,30 +251,33 @@ def _stored(checkpoint: Checkpoint, name: str) -> str:
     return "" if main in FLOATS else main
 
 
-def _where(name: str, rung: Rung, machine: Machine) -> str:
+def _where(name: str, rung: Rung, machine: Machine, blocks: int) -> str:
     device = "on the card" if machine.device == "cuda" else "in memory"
     away = "main memory" if machine.device == "cuda" else "its files"
     if name == "vae" or rung.placement is Placement.RESIDENT:
         return device
     if rung.placement is Placement.RELEASED:
         return f"{device} while needed, else in {away}"
+    if rung.kept and name == "transformer":
+        return f"{rung.kept} of {blocks} blocks stay {device}, the others come one by one from {away}"
     return f"in {away}, block by block {device}"
 
 
 def _options(known: Measured, rung: Rung, machine: Machine) -> tuple[Option, ...]:
     """The next better rung, with what memory it takes, and the next smaller one."""
     own = known.seconds(rung, machine)
-    peaks = {other: max(stage.peak for stage in known.stages(other, machine)) for other in RUNGS}
+    peaks = {other: max(stage.peak for stage in known.stages(other, machine)) for other in (*RUNGS, rung)}
+    peak = peaks[rung]
 
     def option(other: Rung, what: str) -> Option:
         return Option(what, str(other), peaks[other], own / known.seconds(other, machine))
 
-    number = RUNGS.index(rung)
+    number = RUNGS.index(replace(rung, kept=0))
     found = []
     if better := next((other for other in reversed(RUNGS[:number]) if not other.tiled), None):
         needed = (peaks[better] + (RESERVED if machine.device == "cuda" else PROCESS)) / 2**30
         found.append(option(better, f"with {next((s for s in SIZES if s >= needed), math.ceil(needed))} GB"))
-    if smaller := next((other for other in RUNGS[number + 1 :] if peaks[other] < 0.97 * peaks[rung]), None):
+    if smaller := next((other for other in RUNGS[number:] if peaks[other] < 0.97 * peak), None):
         found.append(option(smaller, "with less memory"))
     return tuple(found)
 

@@ -54,7 +54,10 @@ class Placed:
                     shelf.away()
         if component in self.shelves:
             shelf = self.shelves[component]
-            shelf.whole() if placement is Placement.RELEASED else shelf.streamed()
+            if placement is Placement.RELEASED:
+                shelf.whole()
+            else:
+                shelf.streamed(self.rung.kept if component == "transformer" else 0)
 
     def need_all(self, pixels: int = 0) -> None:
         self.pixels = pixels or self.pixels

@@ -45,15 +45,17 @@ class Skeleton:
 
 @dataclass(frozen=True)
 class Weights:
-    """Bytes of one component as it lies in memory: all, what is outside its blocks, and the largest of its blocks."""
+    """Bytes of one component as it lies in memory: all, what is outside its blocks, and the largest of its blocks; and
+    how many of those it has."""
 
     total: int
     fixed: int
     block: int
+    blocks: int
 
     def scaled(self, total: int) -> Weights:
         """The same proportions of another size."""
-        return Weights(total, self.fixed * total // self.total, self.block * total // self.total)
+        return Weights(total, self.fixed * total // self.total, self.block * total // self.total, self.blocks)
 
 
 def skeleton(checkpoint: Checkpoint, family: Family, dtype: torch.dtype) -> Skeleton:
@@ -195,7 +197,7 @@ def weights(module: torch.nn.Module) -> Weights:
     """Of a component, real or a skeleton."""
     blocks = [size_of(block) for block in blocks_of(module)]
     total = size_of(module)
-    return Weights(total, total - sum(blocks), max(blocks, default=0))
+    return Weights(total, total - sum(blocks), max(blocks, default=0), len(blocks))
 
 
 def blocks_of(module: torch.nn.Module) -> list[torch.nn.Module]:
