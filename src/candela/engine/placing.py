@@ -112,28 +112,32 @@ class Shelf:
         trim()
 
     def streamed(self, kept: int = 0) -> None:
-        """Its blocks come when they are called, one after the other, but for `kept` of them; those and the rest are
-        here."""
+        """Its blocks come when they are called; `kept` of them stay then, the others go one after the other. What is in
+        no block is here."""
         if self._turn:
             return
-        # Between two that come there are as many that stay as can be: while those compute, the next one is copied.
-        count = max(len(self._blocks) - kept, 0)
-        coming = [k * len(self._blocks) // count for k in range(count)]
-        for number in self._here.intersection(coming):
+        count = len(self._blocks)
+        # Between two that go there are as many that stay as can be: while those compute, the next one is copied.
+        going = {k * count // (count - kept) for k in range(count - kept)}
+        staying = set(range(count)) - going
+        for number in self._here & going:
             self.drop(number)
         trim()
-        for number in self._groups.keys() - self._here - set(coming):
-            self.bring(number)
-        self._turn = Ahead(self, self.source, coming) if isinstance(self.source, Host) else Turn(self, coming)
-        for number in coming:
-            self._hooks.append(self._blocks[number].register_forward_pre_hook(self._turn.hook(number)))
+        if FIXED not in self._here:
+            self.bring(FIXED)
+        if isinstance(self.source, Host):
+            self._turn = Ahead(self, self.source, count, staying)
+        else:
+            self._turn = Turn(self, count, staying)
+        for number, block in enumerate(self._blocks):
+            self._hooks.append(block.register_forward_pre_hook(self._turn.hook(number)))
 
     def reach(self, module: str) -> None:
         """The weights of `module` are here, until a block that is called needs the room."""
         if self._turn:
             groups = self._groups.items()
             number = next(n for n, places in groups if any(name.startswith(f"{module}.") for name in places))
-            if number in self._turn.numbers:
+            if number != FIXED:
                 self._turn.come(number)
 
     def _stop(self) -> None:
@@ -142,6 +146,9 @@ class Shelf:
         if self._turn:
             self._turn.end()
         self._hooks, self._turn = [], None
+
+    def has(self, number: int) -> bool:
+        return number in self._here
 
     def bring(self, number: int) -> None:
         self.place(number, self.read(number))

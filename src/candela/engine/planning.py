@@ -60,12 +60,14 @@ class Measured:
         else:
             ahead = 2 if machine.device == "cuda" else 1  # blocks that are there at once
             large = max(encoders, key=lambda e: e.total)
-            there = [vae + e.fixed + (ahead + kept) * e.block for e, kept in ((large, 0), (body, rung.kept))] + [vae]
-            stay = rung.kept * body.block
-            come = text / machine.link, self.defaults.steps * (body.total - stay) / machine.link
+            there = [vae + e.fixed + (ahead + kept) * e.block for e, kept in ((large, 0), (body, rung.kept))]
+            there += there[1:] if rung.kept else [vae]
             together = max if machine.device == "cuda" else lambda a, b: a + b
-            times[:2] = [together(a, b) for a, b in zip(times, come)]
-            times[1] += stay / machine.link  # they are away while prompts are encoded and pictures decoded
+            step, moved = seconds(costs.step), body.total - rung.kept * body.block
+            times[0] = together(times[0], text / machine.link)
+            # Those that stay were away for the prompt: in the first step all come.
+            times[1] = together(step, body.total / machine.link)
+            times[1] += (self.defaults.steps - 1) * together(step, moved / machine.link)
         works = (costs.encode.peak_bytes, costs.step.peak_bytes, decode.peak_bytes)
         return tuple(Stage(*each) for each in zip(("encode", "denoise", "decode"), there, works, times))
 
@@ -91,8 +93,8 @@ class Measured:
         return min(RUNGS, key=lambda rung: max(s.peak for s in self.stages(rung, machine))), False
 
     def _filled(self, rung: Rung, machine: Machine) -> Rung:
-        """`rung`, with as many blocks kept as there is room for beside the largest work of all stages, which leaves
-        some for a few pictures at once."""
+        """`rung`, with as many blocks kept as there is room for beside the largest work of all stages: pictures are
+        decoded while they stay, and some is left for a few pictures at once."""
         if rung.placement is not Placement.STREAMED:
             return rung
         body, stages = self.weights["transformer"], self.stages(rung, machine)

@@ -48,7 +48,7 @@ class Placed:
         placement = self.rung.placement
         if placement is Placement.RESIDENT:
             return self.need_all()
-        if component in self.shelves or placement is Placement.STREAMED:
+        if component in self.shelves or (placement is Placement.STREAMED and not self.rung.kept):
             for name, shelf in self.shelves.items():
                 if name != component:
                     shelf.away()

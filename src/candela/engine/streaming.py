@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,24 +16,26 @@ ALIGNED = 256  # bytes: where a tensor begins in memory that holds several, as t
 
 
 class Turn:
-    """One block at a time."""
+    """One block at a time, read when it is called. Those of `staying` come the first time, and stay."""
 
-    def __init__(self, shelf: Shelf, numbers: Sequence[int]):
-        """`numbers`: the blocks that come."""
-        self.shelf, self.numbers = shelf, numbers
+    def __init__(self, shelf: Shelf, count: int, staying: Collection[int]):
+        """`count`: of the shelf's blocks."""
+        self.shelf, self.count, self.staying = shelf, count, frozenset(staying)
         self.now: int | None = None
 
     def hook(self, number: int) -> Any:
         return lambda module, arguments: self.come(number)
 
     def come(self, number: int) -> None:
-        if number == self.now:
+        if self.shelf.has(number):
             return
-        if self.now is not None:
-            self.shelf.drop(self.now)
-        self.now = None
+        if number not in self.staying:
+            if self.now is not None:
+                self.shelf.drop(self.now)
+            self.now = None
         self.shelf.bring(number)
-        self.now = number
+        if number not in self.staying:
+            self.now = number
 
     def end(self) -> None:
         """No more will be called."""
@@ -41,73 +43,94 @@ class Turn:
 
 @dataclass
 class _Slot:
-    """Memory for one block, each block's tensors as they would lie in it, the block that is in it, and the event after
-    which it is there."""
+    """Memory for one block, and the block that is in it."""
 
     memory: torch.Tensor
-    views: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
+    views: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)  # each block's tensors, if it lay here
     number: int | None = None
-    copied: Any = None
 
 
 class Ahead(Turn):
-    """From main memory: the next block is copied on a stream of its own while this one computes. Two are there at once,
-    in memory that is taken once. Nobody waits but the GPU's own streams for each other."""
+    """From main memory: the next block is copied on a stream of its own while this one computes. Beside those that stay
+    two are there at once, in memory that is taken once. Nobody waits but the GPU's own streams for each other."""
 
     @torch.inference_mode(False)
-    def __init__(self, shelf: Shelf, host: Host, numbers: Sequence[int]):
-        super().__init__(shelf, numbers)
+    def __init__(self, shelf: Shelf, host: Host, count: int, staying: Collection[int]):
+        super().__init__(shelf, count, staying)
         self.host = host
         self.streams = torch.get_device_module(shelf.device)  # on the CPU there is one, and all is done at once
         self.copying = self.streams.Stream(shelf.device)
-        self.after = dict(itertools.pairwise(numbers))  # as they were called the last time
-        places = {number: self._places(number) for number in numbers}
-        size = max((end for block in places.values() for _, end in block.values()), default=0)
-        self.slots = [_Slot(torch.empty(size, dtype=torch.uint8, device=shelf.device)) for _ in numbers[:2]]
+        self.copied: dict[int, Any] = {}  # block -> the event after which it is there
+        self.after = dict(itertools.pairwise(range(count)))  # as they were called the last time
+        coming = [number for number in range(count) if number not in self.staying]
+        size = max(map(self._size, coming), default=0)
+        self.slots = [_Slot(self._memory(size)) for _ in coming[:2]]
         for slot in self.slots:
-            slot.views = {number: self._views(slot, number, block) for number, block in places.items()}
-
-    def _places(self, number: int) -> dict[str, tuple[int, int]]:
-        """Where a block's tensors begin and end in a slot, in bytes."""
-        places, at = {}, 0
-        for name, tensor in self.shelf.tensors(number).items():
-            places[name] = at, at + tensor.numel() * tensor.element_size()
-            at = -(-places[name][1] // ALIGNED) * ALIGNED
-        return places
-
-    def _views(self, slot: _Slot, number: int, places: Mapping[str, tuple[int, int]]) -> dict[str, torch.Tensor]:
-        like = self.shelf.tensors(number)
-        return {name: slot.memory[a:b].view(like[name].dtype).view(like[name].shape) for name, (a, b) in places.items()}
+            slot.views = {number: self._views(slot.memory, number) for number in coming}
 
     def come(self, number: int) -> None:
         if number == self.now:
             return
         if self.now is not None:
             self.after[self.now] = number
-        slot = self._fetch(number)
-        self._computing().wait_event(slot.copied)
+        self._fetch(number)
+        if number in self.copied:
+            self._computing().wait_event(self.copied[number])
         self.now = number
-        if len(self.slots) > 1 and (following := self.after.get(number)) is not None:
+        if (following := self._following(number)) is not None and len(self.slots) != 1:
             self._fetch(following)
 
     def end(self) -> None:
         self._computing().wait_stream(self.copying)  # whoever gets the slots' memory next, comes after the last copy
 
-    def _fetch(self, number: int) -> _Slot:
-        """Copies a block to where the one is not that was called last; nothing, if it is there."""
-        if there := next((slot for slot in self.slots if slot.number == number), None):
-            return there
-        slot = next((slot for slot in self.slots if slot.number != self.now), self.slots[0])
-        if slot.number is not None:
-            self.shelf.leave_hollow(slot.number)
-        # What was in it may still be computed with: all that is asked of the GPU so far comes first.
+    def _following(self, number: int) -> int | None:
+        """The next block that is not there, as far as the next one that does not stay."""
+        for _ in range(self.count):
+            following = self.after.get(number)
+            if following is None or not self.shelf.has(following):
+                return following
+            if following not in self.staying:
+                return None
+            number = following
+        return None
+
+    def _fetch(self, number: int) -> None:
+        """Begins to copy a block that is not there; one that does not stay to where the one is not that was called
+        last."""
+        if self.shelf.has(number):
+            return
+        if number in self.staying:
+            views = self._views(self._memory(self._size(number)), number)
+        else:
+            slot = next((slot for slot in self.slots if slot.number != self.now), self.slots[0])
+            if slot.number is not None:
+                self.shelf.leave_hollow(slot.number)
+            slot.number, views = number, slot.views[number]
+        # What was in that memory may still be computed with: all that is asked of the GPU so far comes first.
         self.copying.wait_event(self._computing().record_event())
         with self.streams.stream(self.copying):
-            self.host.copy(slot.views[number])
-            slot.copied = self.copying.record_event()
-        slot.number = number
-        self.shelf.place(number, slot.views[number])
-        return slot
+            self.host.copy(views)
+            self.copied[number] = self.copying.record_event()
+        self.shelf.place(number, views)
 
     def _computing(self) -> Any:
         return self.streams.current_stream(self.shelf.device)
+
+    @torch.inference_mode(False)
+    def _memory(self, size: int) -> torch.Tensor:
+        return torch.empty(size, dtype=torch.uint8, device=self.shelf.device)
+
+    def _size(self, number: int) -> int:
+        return sum(map(_room, self.shelf.tensors(number).values()))
+
+    @torch.inference_mode(False)
+    def _views(self, memory: torch.Tensor, number: int) -> dict[str, torch.Tensor]:
+        views, at = {}, 0
+        for name, like in self.shelf.tensors(number).items():
+            views[name] = memory[at : at + like.numel() * like.element_size()].view(like.dtype).view(like.shape)
+            at += _room(like)
+        return views
+
+
+def _room(tensor: torch.Tensor) -> int:
+    return -(-tensor.numel() * tensor.element_size() // ALIGNED) * ALIGNED
