@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
@@ -14,7 +15,10 @@ from candela.bench import comfyui, report, suites
 from candela.bench.measuring import Timing, alternate, difference, flops, matmul_rate
 from candela.bench.models import FULL, QWEN, TINY, random_pair
 from candela.cli.main import app
+from candela.engine.cards import Machine
+from candela.engine.ladder import Placement, Rung
 from candela.engine.placing import Shelf
+from candela.engine.planning import measured
 from candela.errors import InvalidRequest
 
 CPU = torch.device("cpu")
@@ -53,9 +57,19 @@ def test_streamed_weights_come_and_go(monkeypatch):
     monkeypatch.setattr(
         Shelf, "place", lambda shelf, number, tensors: (brought.append(number), bring(shelf, number, tensors))
     )
-    suites.streamed(1, TINY, 64, 2, CPU, torch.float32)
+    assert "streamed within" in suites.streamed(1, TINY, 64, 2, CPU, torch.float32).title
     blocks = 3 - 1 + 2 * (2 + 1) + 1  # of the text encoder but the last; layers and noise refiner; context refiner
     assert sum(number >= 0 for number in brought) >= 2 * blocks  # in the warm-up and in the run
+
+
+def test_blocks_that_fit_within_the_cap_stay(monkeypatch):
+    deep = replace(TINY, transformer=TINY.transformer | {"n_layers": 24})
+    pair = random_pair(deep, CPU, torch.float32)
+    known = measured(pair.checkpoint, pair.engine.family, torch.float32, "cpu", (64, 64))
+    stages = known.stages(Rung(Placement.STREAMED), Machine("", "cuda", 0, 0, 1, 1, 1))
+    least = stages[1].weights + 2 * max(stage.activations for stage in stages)
+    monkeypatch.setattr(suites, "CAP", least + 7 * known.weights["transformer"].block)
+    assert "2 steps, streamed but for 7 blocks within" in suites.streamed(1, deep, 64, 2, CPU, torch.float32).title
 
 
 def test_the_cpu_suite_measures_text_alone_and_again():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -52,6 +54,21 @@ def test_seconds_are_near_published_ones():
     assert known.best(smaller)[0] == Rung(Placement.RELEASED, tiled=True)
     for gib, placement in ((8, "streamed"), (16, "released"), (24, "resident")):
         assert known.best(card(memory_tables.SIZED[gib]))[0].placement.value == placement
+
+
+def test_a_card_is_filled_with_blocks_that_stay():
+    known, twelve = memory_tables.of("z-image-turbo", "bf16"), card(memory_tables.SIZED[12])
+    rung, fits = known.best(twelve)
+    assert fits and rung.placement is Placement.STREAMED and 0 < rung.kept < known.weights["transformer"].blocks == 34
+    stages, bare = known.stages(rung, twelve), known.stages(Rung(Placement.STREAMED), twelve)
+    block = known.weights["transformer"].block
+    assert stages[0] == bare[0] and stages[1].weights == bare[1].weights + rung.kept * block == stages[2].weights
+    largest = max(stage.activations for stage in stages)
+    assert max(s.peak for s in stages) + largest + RESERVED <= twelve.memory
+    assert max(s.peak for s in stages) + largest + RESERVED > twelve.memory - block
+    slow = replace(twelve, link=twelve.link / 10)
+    assert known.seconds(rung, slow) < 0.75 * known.seconds(Rung(Placement.STREAMED), slow)
+    assert known.seconds(rung, twelve) <= known.seconds(Rung(Placement.STREAMED), twelve)
 
 
 def test_a_dry_run_leaves_nothing_behind(demo, star_pixels):

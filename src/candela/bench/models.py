@@ -124,7 +124,8 @@ def _parts(components: Components) -> dict[str, Part]:
         library = "diffusers" if hasattr(component, "register_to_config") else "transformers"
         config: Any = getattr(component, "config", {})
         values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
-        parts[name] = Part(Path(name), library, type(component).__name__, values)
+        place = DEMO_FOLDER / name if name == "tokenizer" else Path(name)
+        parts[name] = Part(place, library, type(component).__name__, values)
     return parts
 
 

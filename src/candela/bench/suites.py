@@ -18,10 +18,12 @@ from candela.bench.measuring import Side, Timing, alternate, flops, matmul_rate
 from candela.bench.models import FULL, MIDDLE, Dimensions, Pair, demo_pair, random_pair, twin
 from candela.checkpoints import Components
 from candela.engine import Engine, Request
+from candela.engine.cards import RESERVED, Machine, free
 from candela.engine.fast import can_compile, compile_blocks, pick
 from candela.engine.fast.weights import round_weights
 from candela.engine.ladder import Placement, Rung
 from candela.engine.placing import Host, Shelf
+from candela.engine.planning import measured
 from candela.engine.residency import Placed
 from candela.errors import InvalidRequest
 
@@ -177,12 +179,16 @@ def streamed(
     parts = {name: module for name, module in pair.engine.components.modules.items() if name != "vae"}
     pinned = device.type == "cuda"
     shelves = {name: Shelf(module, Host(module, pinned), device) for name, module in parts.items()}
-    pair.engine.residency = placed = Placed(shelves, Rung(Placement.STREAMED))
+    machine = Machine("", "cuda", CAP + RESERVED, free(torch.device("cpu")), 1.0, 1.0, 1.0)
+    known = measured(pair.checkpoint, pair.engine.family, dtype, device.type, (size, size))
+    rung = known.best(machine)[0]
+    rung = rung if rung.placement is Placement.STREAMED else Rung(Placement.STREAMED)  # a small model would fit
+    pair.engine.residency = placed = Placed(shelves, rung)
     placed.leave()
     with capped(device):
         side = whole(pair, size, steps)["candela"]
         timings = alternate({"candela streamed": side}, runs, device)
-    title = f"{dimensions.name}, {size}x{size}, {steps} steps, streamed within {CAP / 1e9:.0f} GB"
+    title = f"{dimensions.name}, {size}x{size}, {steps} steps, {rung} within {CAP / 1e9:.0f} GB"
     return Case(title, timings | resident, {})
 
 

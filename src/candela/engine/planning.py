@@ -93,13 +93,13 @@ class Measured:
         return min(RUNGS, key=lambda rung: max(s.peak for s in self.stages(rung, machine))), False
 
     def _filled(self, rung: Rung, machine: Machine) -> Rung:
-        """`rung`, with as many blocks kept as there is room for beside the largest work of all stages: pictures are
-        decoded while they stay, and some is left for a few pictures at once."""
+        """`rung`, with as many blocks kept as there is room for beside twice the largest work of all stages: pictures
+        are decoded while they stay, and several at once shall not drive them out."""
         if rung.placement is not Placement.STREAMED:
             return rung
         body, stages = self.weights["transformer"], self.stages(rung, machine)
         room = machine.ram - PROCESS if machine.device == "cpu" else machine.memory - RESERVED
-        room -= stages[1].weights + max(stage.activations for stage in stages)
+        room -= stages[1].weights + 2 * max(stage.activations for stage in stages)
         return replace(rung, kept=max(0, min(room // body.block, body.blocks - 1)))
 
     def seconds(self, rung: Rung, machine: Machine) -> float:
