@@ -48,11 +48,13 @@ def text(plan: Plan) -> str:
             f"  {stage.name:13} {stage.peak / 1e9:6.2f} GB  = weights {stage.weights / 1e9:.2f} + work "
             f"{stage.activations / 1e9:.2f}, {stage.seconds:.1f} s"
         )
-    tiled = (f" but for {plan.kept} blocks" if plan.kept else "") + (", decoded in tiles" if plan.tiled else "")
+    kept = f" but for {plan.kept} blocks" if plan.kept else ""
+    tiled = ", decoded in tiles" if plan.tiled else ""
     memory = f"main memory {plan.ram_bytes / 1e9:.1f} GB"
     lines += [
         "",
-        f"{plan.placement}{tiled}: peak {plan.peak_bytes / 1e9:.1f} GB, {memory}, about {plan.seconds:.1f} s a picture",
+        f"{plan.placement}{kept}{tiled}: peak {plan.peak_bytes / 1e9:.1f} GB, {memory}, "
+        f"about {plan.seconds:.1f} s a picture",
     ]
     if not plan.fits:
         lines.append("this does NOT fit, and there is no smaller way: take a smaller size, or another precision")

@@ -148,6 +148,7 @@ class Shelf:
         self._hooks, self._turn = [], None
 
     def has(self, number: int) -> bool:
+        """Is a block here? Its last copy may still be under way (`streaming.Ahead`)."""
         return number in self._here
 
     def bring(self, number: int) -> None:
@@ -167,6 +168,7 @@ class Shelf:
         self.leave_hollow(number)
 
     def leave_hollow(self, number: int) -> None:
+        """A block goes, and nobody keeps it: its source has it."""
         for name, (owner, leaf) in self._groups[number].items():
             if name not in self._hollows:
                 self._hollows[name] = _hollow(getattr(owner, leaf), self.device)
