@@ -321,9 +321,13 @@ class _Transfer:
             try:
                 with self.source.open(self.remote, 0, self.remote.bytes) as body:
                     for index in range(self.segments.count):
-                        crc = self._from_stream(body, index)
-                        if index in self.pending:
-                            self.pending.remove(index)
+                        # Asked once: it may turn out damaged while it passes by, and then half of it was not written.
+                        with self.changed:
+                            wanted = index in self.pending
+                        crc = self._from_stream(body, index, wanted)
+                        if wanted:
+                            with self.changed:
+                                self.pending.remove(index)
                             self._finished(index, crc)
                             failures = 0
             except Temporary as error:
@@ -332,14 +336,14 @@ class _Transfer:
                     raise
                 wait_for(error, http.BACKOFF[failures - 1], self.source.closing, self.source.notice)
 
-    def _from_stream(self, body: Any, index: int) -> int:
+    def _from_stream(self, body: Any, index: int, wanted: bool) -> int:
         position, end = index * SEGMENT, index * SEGMENT + self.segments.length(index)
         crc = 0
         while position < end:
             block = body.read(min(BLOCK, end - position))
             if not block or self.over:
                 raise Temporary(f"{self.source.name} broke off: {self.remote.name} ended after {position} bytes")
-            if index in self.pending:
+            if wanted:
                 self.file.write(block, position)
                 self.report(len(block))
             crc = _marks(block, position, crc)
