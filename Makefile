@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-comfyui fuzz lint bench bench-download bench-start check-demo check-layouts train-demo clean
+.PHONY: demo test test-soak test-cuda test-comfyui fuzz lint bench bench-download bench-start check-demo check-layouts train-demo clean
 
 demo: $(READY)
 	$(BIN)/candela generate \
@@ -14,8 +14,19 @@ demo: $(READY)
 	  --seed 2 --out outputs
 	@echo "The pictures are in $(CURDIR)/outputs"
 
+# In parallel; a worker takes about 1 GB.
+PARALLEL := -n auto --maxprocesses 8 --dist worksteal
+
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
+
+# What goes on for minutes: installers killed at random moments (SEED=... repeats them).
+test-soak: $(READY)
+	$(BIN)/python -m pytest -m soak -s
+
+# On a machine with an NVIDIA card; says what it skips elsewhere.
+test-cuda: $(READY)
+	$(BIN)/python -m pytest -m cuda tests/cuda -rs
 
 # Real ComfyUI servers and a real browser. Needs ComfyUI checkouts with a .venv each; see CONTRIBUTING.md.
 test-comfyui: $(READY)

@@ -4,6 +4,8 @@ import os
 import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here may touch the network
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several: each keeps to its core, and so do processes that it starts
+    os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["CANDELA_HOME"] = tempfile.mkdtemp(prefix="candela-tests-")  # what is installed here is nobody's business
 
 import hashlib
@@ -17,9 +19,16 @@ from candela.checkpoints.catalogue import DEMO_FOLDER
 from tests import tiny
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Whoever runs the tests on a machine with a card gets the same ones: also the processes that tests start stay on
+    the CPU, but for those of `make test-cuda`."""
+    if config.option.markexpr != "cuda":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 @pytest.fixture(scope="session")
 def demo() -> Engine:
-    return Engine.load("demo")
+    return Engine.load("demo", device="cpu")
 
 
 @pytest.fixture(scope="session")

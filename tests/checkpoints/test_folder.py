@@ -30,14 +30,14 @@ def test_the_demo_reads_from_its_headers():
 def test_a_folder_without_an_index_says_what_it_holds(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(ModelNotFound, match=r"no model_index.json.*it holds: notes.txt"):
-        Engine.load(tmp_path)
+        Engine.load(tmp_path, device="cpu")
 
 
 @pytest.mark.parametrize("component", ["transformer", "text_encoder", "vae", "tokenizer", "scheduler"])
 def test_a_missing_component_is_named(demo_copy, component):
     (demo_copy / component).rename(demo_copy / "elsewhere")
     with pytest.raises(MismatchedModel, match=f"the component '{component}' is missing"):
-        Engine.load(demo_copy)
+        Engine.load(demo_copy, device="cpu")
 
 
 def test_a_component_that_the_index_leaves_out_is_named(demo_copy):
@@ -45,19 +45,19 @@ def test_a_component_that_the_index_leaves_out_is_named(demo_copy):
     del index["vae"]
     (demo_copy / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(MismatchedModel, match="has no vae; z-image needs transformer, text_encoder"):
-        Engine.load(demo_copy)
+        Engine.load(demo_copy, device="cpu")
 
 
 def test_missing_weights(demo_copy):
     (demo_copy / WEIGHTS).unlink()
     with pytest.raises(MismatchedModel, match=r"holds no \.safetensors weights"):
-        Engine.load(demo_copy)
+        Engine.load(demo_copy, device="cpu")
 
 
 def test_pickles_are_refused_unopened(demo_copy):
     (demo_copy / WEIGHTS).rename((demo_copy / WEIGHTS).with_suffix(".bin"))
     with pytest.raises(MismatchedModel, match=r"only diffusion_pytorch_model.bin: such files can run code"):
-        Engine.load(demo_copy)
+        Engine.load(demo_copy, device="cpu")
 
 
 def test_a_missing_shard_is_counted(demo_copy):
@@ -67,7 +67,7 @@ def test_a_missing_shard_is_counted(demo_copy):
     index = {"weight_map": {"a": shards[0], "b": shards[1]}}
     file.with_name("diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(MismatchedModel, match=r"00002-of-00002.*is missing \(1 of 2 are here\)"):
-        Engine.load(demo_copy)
+        Engine.load(demo_copy, device="cpu")
 
 
 def test_sharded_weights_load_to_the_same(demo_copy, demo):
@@ -81,7 +81,7 @@ def test_sharded_weights_load_to_the_same(demo_copy, demo):
     weight_map = {name: shard for shard, part in shards.items() for name in part}
     index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
     file.with_name("diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
-    loaded = Engine.load(demo_copy).components.transformer.state_dict()
+    loaded = Engine.load(demo_copy, device="cpu").components.transformer.state_dict()
     for name, tensor in demo.components.transformer.state_dict().items():
         assert torch.equal(loaded[name], tensor)
 
@@ -92,14 +92,14 @@ def test_a_truncated_file_is_told_in_bytes(demo_copy, keep):
     data = file.read_bytes()
     file.write_bytes(data[:keep])
     with pytest.raises(DamagedFile, match=rf"{file.name}.*({len(data)} bytes, the file has|{len(data[:keep])} bytes)"):
-        Engine.load(demo_copy)
+        Engine.load(demo_copy, device="cpu")
 
 
 def test_a_longer_file_is_told_in_bytes(demo_copy):
     file = demo_copy / WEIGHTS
     file.write_bytes(file.read_bytes() + b"more")
     with pytest.raises(DamagedFile, match="longer than it should be"):
-        Engine.load(demo_copy)
+        Engine.load(demo_copy, device="cpu")
 
 
 @pytest.mark.parametrize(
@@ -116,26 +116,26 @@ def test_a_longer_file_is_told_in_bytes(demo_copy):
 def test_another_format_under_the_name_is_named(demo_copy, data, what):
     (demo_copy / WEIGHTS).write_bytes(data)
     with pytest.raises(DamagedFile, match=what):
-        Engine.load(demo_copy)
+        Engine.load(demo_copy, device="cpu")
 
 
 @pytest.mark.parametrize("header", [b"not json", b"[]", b'{"a": 5}', b'{"a": {"data_offsets": []}}', b'{"a":' * 30])
 def test_a_header_that_is_no_header(demo_copy, header):
     (demo_copy / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header)
     with pytest.raises(DamagedFile, match="header cannot be read"):
-        Engine.load(demo_copy)
+        Engine.load(demo_copy, device="cpu")
 
 
 def test_damaged_json_is_named(demo_copy):
     (demo_copy / "vae" / "config.json").write_text("{")
     with pytest.raises(DamagedFile, match=r"vae/config.json is not readable JSON"):
-        Engine.load(demo_copy)
+        Engine.load(demo_copy, device="cpu")
 
 
 def test_a_damaged_tokenizer_is_named(demo_copy):
     (demo_copy / "tokenizer" / "tokenizer.json").write_text("{}")
     with pytest.raises(DamagedFile, match="tokenizer cannot be read"):
-        Engine.load(demo_copy)
+        Engine.load(demo_copy, device="cpu")
 
 
 def test_missing_tensors_are_an_error_with_names(demo_copy):
@@ -147,7 +147,7 @@ def test_missing_tensors_are_an_error_with_names(demo_copy):
     with pytest.raises(
         MismatchedModel, match=r"1 missing \(layers.1.attention.to_q.weight\); 1 unexpected \(layers.1.attention.to_x"
     ):
-        Engine.load(demo_copy)
+        Engine.load(demo_copy, device="cpu")
 
 
 def test_tensors_of_another_shape_are_an_error_with_names(demo_copy):
@@ -156,7 +156,7 @@ def test_tensors_of_another_shape_are_an_error_with_names(demo_copy):
     tensors["cap_embedder.1.bias"] = torch.zeros(3)
     save_file(tensors, file, metadata={"format": "pt"})
     with pytest.raises((MismatchedModel, DamagedFile), match=r"cap_embedder.1.bias"):
-        Engine.load(demo_copy)
+        Engine.load(demo_copy, device="cpu")
 
 
 def test_a_class_that_the_library_lacks_is_named(demo_copy):
@@ -164,7 +164,7 @@ def test_a_class_that_the_library_lacks_is_named(demo_copy):
     index["scheduler"] = ["my_module", "EvilScheduler"]
     (demo_copy / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(MismatchedModel, match=r"my_module.EvilScheduler.*never code from a checkpoint"):
-        Engine.load(demo_copy)
+        Engine.load(demo_copy, device="cpu")
 
 
 def test_unknown_names_get_the_nearest():
@@ -194,7 +194,7 @@ def test_a_hub_repository_on_disk_is_found_and_runs(tmp_path, monkeypatch, tiny_
     for name in ("z-image", "Tongyi-MAI/Z-Image"):
         assert find(name).folder.resolve() == tiny_models["z-image"]
     assert [model.name for model in installed()] == ["demo", "z-image"]
-    engine = Engine.load("z-image")
+    engine = Engine.load("z-image", device="cpu")
     assert engine.defaults.steps == 50
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -16,6 +15,7 @@ from candela.checkpoints.identity import identify
 from candela.checkpoints.together import fit
 from candela.errors import CheckpointError, MismatchedModel, ModelNotFound
 from tests import layouts
+from tests.reading import counted
 
 FLUX_VAE = {"latent_channels": 16}
 
@@ -110,12 +110,9 @@ def shelf(tmp_path_factory):
 def test_a_12_gigabyte_file_takes_a_moment_and_little_memory(shelf):
     path = shelf("z_image_turbo_bf16.safetensors")
     assert path.stat().st_size > 12.3e9
-    best = 9.0
-    for _ in range(5):
-        began = time.perf_counter()
+    with counted() as read:
         identity = identify(path)
-        best = min(best, time.perf_counter() - began)
-    assert best < 0.3
+    assert read.bytes < 1e6
     (component,) = identity.components
     assert (component.family, component.variant, component.precision) == ("z-image", "turbo", "BF16")
     assert component.text_width == 2560 and component.latent_channels == 16 and component.layers == 30
@@ -131,9 +128,9 @@ def test_a_12_gigabyte_file_takes_a_moment_and_little_memory(shelf):
 
 def test_a_tokenizer_of_150_000_words_is_passed_over_quickly(shelf):
     path = shelf("Qwen3-4B-Q8_0.gguf")
-    began = time.perf_counter()
-    (component,) = identify(path).components
-    assert time.perf_counter() - began < 1
+    with counted() as read:
+        (component,) = identify(path).components
+    assert read.bytes < 10e6
     assert (component.family, component.known_as, component.text_width) == ("qwen3", "Qwen3-4B", 2560)
     assert component.names == "llama.cpp's" and component.precision.startswith("Q8_0")
 
@@ -280,10 +277,9 @@ def test_wrong_combinations_are_refused_from_headers(case, shelf):
     spec += f",tokenizer={DEMO_FOLDER / 'tokenizer'}"
     from candela.families import family_of
 
-    began = time.perf_counter()
-    with pytest.raises(CheckpointError) as caught:
+    with counted() as read, pytest.raises(CheckpointError) as caught:
         family_of(read_checkpoint(spec))
-    assert time.perf_counter() - began < 1
+    assert read.bytes < 10e6
     message = str(caught.value)
     for word in words:
         assert word in message, message

@@ -177,7 +177,7 @@ def test_loads_within_inference_mode(tiny_models):
     from candela import Engine, Request
 
     with torch.inference_mode():
-        engine = Engine.load(tiny_models["z-image"], dtype="bfloat16")
+        engine = Engine.load(tiny_models["z-image"], dtype="bfloat16", device="cpu")
         picture = engine.generate(Request("a star", width=64, height=64, steps=1, guidance=0.0)).images[0]
     assert picture.size == (64, 64)
     assert not any(p.is_inference() for m in engine.components.modules.values() for p in m.parameters())

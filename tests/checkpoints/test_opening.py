@@ -30,7 +30,7 @@ def place(spec: str, component: str) -> str:
 
 @pytest.mark.parametrize("layout", ["bf16", "all-in-one"])
 def test_the_picture_is_the_same_from_every_lossless_layout(layout, tmp_path, star_pixels):
-    engine = Engine.load(layouts.export(DEMO_FOLDER, tmp_path, "z-image", layout))
+    engine = Engine.load(layouts.export(DEMO_FOLDER, tmp_path, "z-image", layout), device="cpu")
     assert engine.defaults.width == 128, "its own preferences travel in the metadata"
     assert pixels(engine.generate(STAR).images[0]) == star_pixels
 
@@ -39,17 +39,20 @@ def test_parts_of_a_folder_and_files_mix(split, star_pixels):
     spec = f"transformer={place(split, 'transformer')},text_encoder={DEMO_FOLDER},vae={DEMO_FOLDER / 'vae'}"
     checkpoint = read_checkpoint(spec)
     assert checkpoint.parts["tokenizer"].path == TOKENIZER, "a text encoder of a folder brings its tokenizer"
-    assert pixels(Engine.load(spec).generate(STAR).images[0]) == star_pixels
-    assert pixels(Engine.load("transformer=demo,text_encoder=demo,vae=demo").generate(STAR).images[0]) == star_pixels
+    assert pixels(Engine.load(spec, device="cpu").generate(STAR).images[0]) == star_pixels
+    assert (
+        pixels(Engine.load("transformer=demo,text_encoder=demo,vae=demo", device="cpu").generate(STAR).images[0])
+        == star_pixels
+    )
 
 
 def test_a_model_with_another_part(split, tmp_path, star_pixels):
     spec = f"demo,vae={place(split, 'vae')}"
-    engine = Engine.load(spec)
+    engine = Engine.load(spec, device="cpu")
     assert engine.components.vae.config.scaling_factor and pixels(engine.generate(STAR).images[0]) == star_pixels
     whole = layouts.export(DEMO_FOLDER, tmp_path / "all=in,one", "z-image", "all-in-one")
     file = whole.split(",text_encoder=")[0].removeprefix("transformer=")
-    engine = Engine.load(f"{file},tokenizer={TOKENIZER}")
+    engine = Engine.load(f"{file},tokenizer={TOKENIZER}", device="cpu")
     assert pixels(engine.generate(STAR).images[0]) == star_pixels
 
 
@@ -66,9 +69,11 @@ def test_a_gguf_text_encoder_brings_its_tokenizer(split, tmp_path, star_pixels):
     tensors = layouts.llama_cpp(layouts.tensors_of(DEMO_FOLDER, "text_encoder"), 0)
     metadata = layouts.configs_of(DEMO_FOLDER, "text_encoder") | layouts.gguf_tokenizer(DEMO_FOLDER)
     path = layouts.write_gguf(tmp_path / "text.gguf", "qwen3", tensors, "BF16", metadata)
-    engine = Engine.load(f"transformer={place(split, 'transformer')},text_encoder={path},vae={place(split, 'vae')}")
+    engine = Engine.load(
+        f"transformer={place(split, 'transformer')},text_encoder={path},vae={place(split, 'vae')}", device="cpu"
+    )
     prompt = "a large red star on a blue background"
-    demo = Engine.load("demo")
+    demo = Engine.load("demo", device="cpu")
     ids = engine.family.tokenize(engine.components, prompt)
     assert torch.equal(ids, demo.family.tokenize(demo.components, prompt))
     assert pixels(engine.generate(STAR).images[0]) == star_pixels
@@ -155,15 +160,15 @@ def test_a_file_that_does_not_say_its_variant_is_taken_for_turbo_with_a_warning(
     layouts.write_safetensors(file, tensors, {"config": json.dumps({"transformer": config["transformer"]})})
     spec = re.sub("transformer=[^,]*", f"transformer={file}", split)
     with pytest.warns(CandelaWarning, match="does not say whether it is Z-Image Turbo or Base"):
-        engine = Engine.load(spec)
+        engine = Engine.load(spec, device="cpu")
     assert (engine.defaults.steps, engine.defaults.guidance) == (8, 0.0)
     file.rename(file.with_name("z_image_mine.safetensors"))
     spec = spec.replace("mine.safetensors", "z_image_mine.safetensors")
-    assert Engine.load(spec).defaults.steps == 50
+    assert Engine.load(spec, device="cpu").defaults.steps == 50
 
 
 def test_quantised_layers_keep_their_precision_and_requests_work_as_ever(tmp_path):
-    engine = Engine.load(layouts.export(DEMO_FOLDER, tmp_path, "z-image", "Q8_0"))
+    engine = Engine.load(layouts.export(DEMO_FOLDER, tmp_path, "z-image", "Q8_0"), device="cpu")
     request = Request("a red star", seed=3, count=2, steps=2)
     first = engine.generate(request)
     assert pixels(first.images[0]) == pixels(engine.generate(request).images[0])
@@ -201,15 +206,15 @@ def test_tensors_that_belong_to_nothing_are_an_error(split, tmp_path):
     within = layouts.write_safetensors(tmp_path / "within.safetensors", tensors | {"bonus": torch.ones(2)}, metadata)
     spec = split.replace(place(split, "transformer"), "{}")
     with pytest.raises(MismatchedModel, match=r"1 unexpected \(bonus\)"):
-        Engine.load(spec.format(within))
+        Engine.load(spec.format(within), device="cpu")
     prefixed = {f"model.diffusion_model.{n}": t for n, t in load_file(place(split, "transformer")).items()}
     beside = layouts.write_safetensors(tmp_path / "beside.safetensors", prefixed | {"bonus": torch.ones(2)}, metadata)
     with pytest.raises(CheckpointError, match=r"1 tensors beside .*\(bonus\)"):
-        Engine.load(spec.format(beside))
+        Engine.load(spec.format(beside), device="cpu")
     tensors.pop("layers.0.attention.to_q.weight")
     lacking = layouts.write_safetensors(tmp_path / "lacking.safetensors", tensors, metadata)
     with pytest.raises(MismatchedModel, match=r"1 missing \(layers.0.attention.to_q.weight\)"):
-        Engine.load(spec.format(lacking))
+        Engine.load(spec.format(lacking), device="cpu")
 
 
 # --- what would load, and be wrong --------------------------------------------------------------

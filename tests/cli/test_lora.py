@@ -34,7 +34,7 @@ def no_weights(monkeypatch):
 
 def test_the_shell_s_picture_is_that_of_python(tmp_path, lora, demo):
     plain = demo.generate(Request(PROMPT, seed=15)).images[0]
-    engine = Engine.load("demo")
+    engine = Engine.load("demo", device="cpu")
     (report,) = engine.set_loras([Lora(lora, 0.8)])
     expected = engine.generate(Request(PROMPT, seed=15)).images[0]
     assert pixels(expected) != pixels(plain)

@@ -14,7 +14,7 @@ from candela.families import Conditioning
 @pytest.fixture
 def counted(tiny_models):
     """-> (engine, list that grows by the number of tokens whenever the text encoder's first layer runs)"""
-    engine = Engine.load(tiny_models["lumina-image-2"])
+    engine = Engine.load(tiny_models["lumina-image-2"], device="cpu")
     runs: list[int] = []
     layers = engine.components.text_encoder.layers
     layers[0].register_forward_hook(lambda module, arguments, out: runs.append(arguments[0].shape[1]))

@@ -39,7 +39,7 @@ def test_same_seed_same_pixels_again_and_from_a_second_thread(demo, star_pixels)
 
 
 def test_a_fresh_engine_gives_the_same_pixels(star_pixels):
-    assert pixels(Engine.load("demo").generate(STAR).images[0]) == star_pixels
+    assert pixels(Engine.load("demo", device="cpu").generate(STAR).images[0]) == star_pixels
 
 
 def test_third_of_four_with_other_prompts_beside_it(demo):
@@ -281,7 +281,7 @@ def test_a_negative_prompt_without_guidance_is_said_to_have_no_effect(demo):
 
 
 def test_nan_is_an_error_not_a_black_picture():
-    engine = Engine.load("demo")
+    engine = Engine.load("demo", device="cpu")
     with torch.no_grad():
         engine.components.transformer.layers[2].feed_forward.w2.weight[0, 0] = float("nan")
     with pytest.raises(
@@ -291,7 +291,7 @@ def test_nan_is_an_error_not_a_black_picture():
 
 
 def test_a_float16_overflow_is_told_with_its_remedy():
-    engine = Engine.load("demo", dtype="float16")
+    engine = Engine.load("demo", dtype="float16", device="cpu")
     with torch.no_grad():
         engine.components.transformer.layers[2].feed_forward.w2.weight.fill_(60000)
         engine.components.transformer.layers[2].ffn_norm2.weight.fill_(60000)
@@ -314,7 +314,7 @@ def test_too_little_memory_is_told_and_survived(demo, star_pixels):
 
 
 def test_nan_in_the_decoder_is_an_error_too():
-    engine = Engine.load("demo")
+    engine = Engine.load("demo", device="cpu")
     with torch.no_grad():
         engine.components.vae.decoder.conv_out.bias[0] = float("inf")
     with pytest.raises(GenerationError, match="the decoded pixels hold"):
@@ -322,7 +322,7 @@ def test_nan_in_the_decoder_is_an_error_too():
 
 
 def test_bfloat16_draws_the_same_scene():
-    engine = Engine.load("demo", dtype="bfloat16")
+    engine = Engine.load("demo", dtype="bfloat16", device="cpu")
     assert engine.dtype == torch.bfloat16
     assert check(engine.generate(STAR).images[0], STAR.prompts[0]).ok
 
@@ -331,4 +331,4 @@ def test_unknown_device_and_dtype_are_named():
     with pytest.raises(InvalidRequest, match="no device 'cuda:99' here"):
         Engine.load("demo", device="cuda:99")
     with pytest.raises(InvalidRequest, match="dtype 'float8' is unknown: use float32, bfloat16, float16"):
-        Engine.load("demo", dtype="float8")
+        Engine.load("demo", dtype="float8", device="cpu")

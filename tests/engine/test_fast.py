@@ -114,7 +114,7 @@ def test_comfy_kitchen_computes_the_same(rotation):
 def test_pictures_stay_right_and_say_how_they_were_made(demo, kind):
     prompts = held_out_prompts(12, 5)
     request = Request([text for text, _ in prompts], seed=5)
-    engine = Engine.load("demo", fast=kind)
+    engine = Engine.load("demo", fast=kind, device="cpu")
     result, exact = engine.generate(request), demo.generate(request)
     right = [check(image, scene).ok for image, (_, scene) in zip(result.images, prompts)]
     assert sum(right) >= sum(check(image, scene).ok for image, (_, scene) in zip(exact.images, prompts)) - 1
@@ -125,7 +125,7 @@ def test_pictures_stay_right_and_say_how_they_were_made(demo, kind):
     assert f"Mode: fast {kind}" in record.parameters()
     assert "Mode:" not in exact.records[0].parameters()
     assert Record.from_json(record.to_json()) == record
-    again = Engine.load("demo", fast=kind).generate(request.alone(0))
+    again = Engine.load("demo", fast=kind, device="cpu").generate(request.alone(0))
     assert pixels(again.images[0]) == pixels(engine.generate(request.alone(0)).images[0])
 
 
@@ -138,7 +138,7 @@ def test_a_record_from_before_there_were_modes_is_exact():
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", ["z-image", "lumina-image-2", "lumina-next"])
 def test_every_family_rounds_attention_and_feed_forward_only(tiny_models, kept, family, kind):
-    exact, fast = (Engine.load(tiny_models[family], fast=each) for each in (False, kind))
+    exact, fast = (Engine.load(tiny_models[family], fast=each, device="cpu") for each in (False, kind))
     layers = dict(fast.components.transformer.named_modules())
     linears = {n for n, m in exact.components.transformer.named_modules() if isinstance(m, torch.nn.Linear)}
     in_8_bits = {n for n, m in layers.items() if isinstance(m, EightBitLinear)}
@@ -150,13 +150,13 @@ def test_every_family_rounds_attention_and_feed_forward_only(tiny_models, kept, 
     assert 1e-4 < error < (0.1 if kind == "int8" else 0.2)
     (file,) = kept.iterdir()
     written = file.stat().st_ino
-    assert torch.equal(latents(Engine.load(tiny_models[family], fast=kind)), other)
+    assert torch.equal(latents(Engine.load(tiny_models[family], fast=kind, device="cpu")), other)
     assert file.stat().st_ino == written, "read, and not made again"
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_lora_changes_the_picture_as_in_exact_mode_and_leaves_no_trace(tiny_models, tmp_path, kind):
-    exact, fast = (Engine.load(tiny_models["z-image"], fast=each) for each in (False, kind))
+    exact, fast = (Engine.load(tiny_models["z-image"], fast=each, device="cpu") for each in (False, kind))
     paths = []
     for name in ("transformer.*.lora_A/B (peft)", "DoRA, lycoris_*, dora_scale by column, fused"):
         paths.append(tmp_path / f"{len(paths)}.safetensors")
@@ -181,9 +181,11 @@ def test_compiled_code_is_kept_where_it_stays(monkeypatch, kept, chosen):
 
 def test_compiled_blocks_notice_loras(tiny_models, tmp_path, monkeypatch):
     """With dynamo's own backend "eager": what is traced and guarded, without minutes of code generation."""
-    engine = Engine.load(tiny_models["z-image"], fast="int8")
+    engine = Engine.load(tiny_models["z-image"], fast="int8", device="cpu")
     path = tmp_path / "lora.safetensors"
-    loras.write(path, FORMATS["bare keys, .default."], Engine.load(tiny_models["z-image"]).components.transformer)
+    loras.write(
+        path, FORMATS["bare keys, .default."], Engine.load(tiny_models["z-image"], device="cpu").components.transformer
+    )
     plain = latents(engine)
     engine.set_loras([Lora(path)])
     changed = latents(engine)
@@ -202,7 +204,7 @@ def test_compiled_blocks_notice_loras(tiny_models, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_second_start_reads_the_kept_weights_and_nothing_of_the_source(demo_copy, kept, kind):
-    first = Engine.load(demo_copy, fast=kind).generate(STAR)
+    first = Engine.load(demo_copy, fast=kind, device="cpu").generate(STAR)
     (file,) = kept.iterdir()
     (source,) = (demo_copy / "transformer").glob("*.safetensors")
     assert file.stat().st_size < 0.35 * 2 * source.stat().st_size, "of float32; two thirds of the weights are rounded"
@@ -210,9 +212,9 @@ def test_the_second_start_reads_the_kept_weights_and_nothing_of_the_source(demo_
     data[-2_000_000:] = bytes(2_000_000)
     source.write_bytes(data)
     os.utime(source, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert pixels(Engine.load(demo_copy, fast=kind).generate(STAR).images[0]) == pixels(first.images[0])
+    assert pixels(Engine.load(demo_copy, fast=kind, device="cpu").generate(STAR).images[0]) == pixels(first.images[0])
     os.utime(source)
-    assert pixels(Engine.load(demo_copy, fast=kind).generate(STAR).images[0]) != pixels(first.images[0])
+    assert pixels(Engine.load(demo_copy, fast=kind, device="cpu").generate(STAR).images[0]) != pixels(first.images[0])
     assert len(list(kept.iterdir())) == 2, "another source, another file"
 
 
@@ -229,11 +231,11 @@ def test_half_the_bytes_at_full_size():
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-1000], lambda data: b"", lambda data: b"x" + data[1:]])
 def test_damaged_kept_weights_are_made_again(demo_copy, kept, damage):
-    first = Engine.load(demo_copy, fast="int8").generate(STAR)
+    first = Engine.load(demo_copy, fast="int8", device="cpu").generate(STAR)
     (file,) = kept.iterdir()
     whole = file.read_bytes()
     file.write_bytes(damage(whole))
-    assert pixels(Engine.load(demo_copy, fast="int8").generate(STAR).images[0]) == pixels(first.images[0])
+    assert pixels(Engine.load(demo_copy, fast="int8", device="cpu").generate(STAR).images[0]) == pixels(first.images[0])
     assert file.read_bytes() == whole
 
 
@@ -241,7 +243,7 @@ def test_where_nothing_can_be_kept_it_runs_and_says_so(kept):
     kept.parent.mkdir(parents=True)
     kept.write_text("a file where a folder should be")
     with pytest.warns(CandelaWarning, match=r"could not be kept in .*cache.fast .*Set CANDELA_HOME"):
-        engine = Engine.load("demo", fast="int8")
+        engine = Engine.load("demo", fast="int8", device="cpu")
     assert engine.generate(STAR).records[0].mode == "fast int8"
 
 
@@ -261,7 +263,7 @@ def test_the_files_used_last_stay(kept, monkeypatch):
 def test_files_that_are_in_8_bits_already(tmp_path, kept, kind, layout):
     """ComfyUI's int8 and fp8 keep their numbers; GGUF is rounded to ours."""
     model = layouts.export(DEMO_FOLDER, tmp_path / "m", "z-image", layout)
-    exact, fast = Engine.load(model), Engine.load(model, fast=kind)
+    exact, fast = Engine.load(model, device="cpu"), Engine.load(model, fast=kind, device="cpu")
     one, other = exact.generate(STAR), fast.generate(STAR)
     difference = np.abs(np.float32(one.images[0]) - np.float32(other.images[0])).mean()
     assert 0 < difference < 4
@@ -272,7 +274,7 @@ def test_files_that_are_in_8_bits_already(tmp_path, kept, kind, layout):
         assert torch.equal(ours.scale, stored.scale)
     assert type(fast.components.transformer.get_submodule("layers.1.adaLN_modulation.0")) is torch.nn.Linear
     assert bool(kept.is_dir()) == (kind == "int8"), "only what was rounded here is kept"
-    again = Engine.load(model, fast=kind).generate(STAR)
+    again = Engine.load(model, fast=kind, device="cpu").generate(STAR)
     assert pixels(again.images[0]) == pixels(other.images[0])
 
 
@@ -304,7 +306,7 @@ def test_what_cannot_be_fast_says_why(monkeypatch, tmp_path):
         with pytest.raises(InvalidRequest, match=r"8\.0 or more, and this is the cpu, where 8 bits would be slower"):
             Engine.load("demo", device="cpu", fast=asked)
     with pytest.raises(InvalidRequest, match="fast mode 'quick' is unknown: use auto, int8 or fp8"):
-        Engine.load("demo", fast="quick")
+        Engine.load("demo", fast="quick", device="cpu")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA GeForce")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
     with pytest.raises(InvalidRequest, match=r"fp8 needs .* 8\.9 or more, and this is NVIDIA GeForce with 8\.6: use"):
@@ -316,7 +318,7 @@ def test_what_cannot_be_fast_says_why(monkeypatch, tmp_path):
     folder = tmp_path / "sd"
     tiny_pipelines.stable_diffusion().save_pretrained(folder)
     with pytest.raises(InvalidRequest, match=r"for Z-Image and the Lumina models; .* runs in exact mode only"):
-        Engine.load(folder, fast="int8")
+        Engine.load(folder, fast="int8", device="cpu")
     shutil.rmtree(folder)
 
 

@@ -47,7 +47,7 @@ def limited(limit):
     unlimited = resource.RLIM_INFINITY
     resource.setrlimit(resource.RLIMIT_DATA, (data() + limit if limit else unlimited, unlimited))
 
-Engine.load("demo").generate(Request("a red star", steps=1))  # everything is imported and has run
+Engine.load("demo", device="cpu").generate(Request("a red star", steps=1))  # everything is imported and has run
 model, jobs = sys.argv[1], json.loads(sys.argv[2])
 answers = []
 for side, limit, threads, *kept in jobs:
@@ -167,13 +167,13 @@ def test_every_placement_gives_the_same_picture(tiny_models, family, placement):
     requests = [
         Request(prompt, width=64, height=64, steps=2) for prompt in ("a red star", "a blue circle", "a red star")
     ]
-    there, placed = (Engine.load(tiny_models[family], placement=name) for name in ("resident", placement))
+    there, placed = (Engine.load(tiny_models[family], placement=name, device="cpu") for name in ("resident", placement))
     for request in requests:
         assert there.generate(request).images[0].tobytes() == placed.generate(request).images[0].tobytes()
 
 
 def test_what_is_away_takes_no_memory_and_is_not_computed_with(tiny_models):
-    engine = Engine.load(tiny_models["z-image"], placement="released")
+    engine = Engine.load(tiny_models["z-image"], placement="released", device="cpu")
     engine.encode(["a red star"])
     transformer = engine.components.transformer
     assert all(p.isnan().all() and p.untyped_storage().nbytes() <= 4 for p in transformer.layers.parameters())
@@ -187,7 +187,7 @@ def test_an_engine_in_others_hands_has_no_ladder(tiny_models):
 
         def need_all(self, pixels=0): ...
 
-    engine = Engine.load(tiny_models["z-image"], residency=lambda components: Hands())
+    engine = Engine.load(tiny_models["z-image"], residency=lambda components: Hands(), device="cpu")
     with pytest.raises(OutOfMemory, match=r"^theirs$"):
         engine.encode(["a red star"])
 

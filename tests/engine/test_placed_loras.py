@@ -15,11 +15,11 @@ STAR = Request("a red star", width=64, height=64, steps=2, guidance=0.0)
 @pytest.mark.parametrize("label", ["transformer.*.lora_A/B (peft)", "DoRA, transformer.*.lora_magnitude_vector"])
 @pytest.mark.parametrize("placement", ["released", "streamed"])
 def test_lora_on_every_placement(tiny_models, tmp_path, placement, label):
-    resident = Engine.load(tiny_models["z-image"], placement="resident")
+    resident = Engine.load(tiny_models["z-image"], placement="resident", device="cpu")
     path = tmp_path / "lora.safetensors"
     loras.write(path, FORMATS[label], resident.components.transformer)
     bare = resident.generate(STAR).images[0]
-    placed = Engine.load(tiny_models["z-image"], placement=placement)
+    placed = Engine.load(tiny_models["z-image"], placement=placement, device="cpu")
     pictures = []
     for engine in (resident, placed):
         engine.set_loras([Lora(path, 1.0)])

@@ -38,7 +38,7 @@ def taef1(tmp_path, monkeypatch):
 
 
 def test_flux_latents_are_shown_by_the_decoder(taef1, tiny_models):
-    engine = Engine.load(tiny_models["z-image"])
+    engine = Engine.load(tiny_models["z-image"], device="cpu")
     steps = []
     engine.generate(
         Request("a prompt", width=64, height=48, steps=2),
@@ -53,7 +53,7 @@ def test_flux_latents_are_shown_by_the_decoder(taef1, tiny_models):
 
 
 def test_latents_of_another_vae_are_not(taef1, demo):
-    demo_again = Engine.load("demo")
+    demo_again = Engine.load("demo", device="cpu")
     sizes = []
     demo_again.generate(Request("a red star", steps=1), on_step=lambda step: sizes.append(step.preview()[0].size))
     assert sizes == [(16, 16)], "the demo's VAE is its own"
@@ -62,7 +62,7 @@ def test_latents_of_another_vae_are_not(taef1, demo):
 def test_a_decoder_that_is_gone_is_no_reason_to_stop(taef1, tmp_path, tiny_models):
     next((tmp_path / "taef1").glob("*.safetensors")).unlink()
     sizes = []
-    Engine.load(tiny_models["lumina-image-2"]).generate(
+    Engine.load(tiny_models["lumina-image-2"], device="cpu").generate(
         Request("a prompt", width=64, height=64, steps=1), on_step=lambda step: sizes.append(step.preview()[0].size)
     )
     assert sizes == [(8, 8)]
@@ -97,7 +97,7 @@ def test_a_damaged_decoder_is_told_once_and_is_no_reason_to_stop(damage, taef1, 
     says = damage(tmp_path / "taef1")
     sizes = []
     with pytest.warns(CandelaWarning, match=says) as told:
-        Engine.load(tiny_models["z-image"]).generate(
+        Engine.load(tiny_models["z-image"], device="cpu").generate(
             Request("a prompt", width=64, height=64, steps=2), on_step=lambda step: sizes.append(step.preview()[0].size)
         )
     assert sizes == [(8, 8), (8, 8)]

@@ -55,7 +55,7 @@ def test_there_is_no_mask_where_lengths_agree():
 def test_blocks_equal_those_of_diffusers(tiny_models, name, dtype):
     """Called as diffusers calls them, with and without modulation and mask."""
     stock = DiffusionPipeline.from_pretrained(tiny_models[name], dtype=dtype).transformer
-    ours = Engine.load(tiny_models[name], dtype=str(dtype).removeprefix("torch.")).components.transformer
+    ours = Engine.load(tiny_models[name], dtype=str(dtype).removeprefix("torch."), device="cpu").components.transformer
     torch.manual_seed(1)
     dim = stock.config.get("dim") or stock.config["hidden_size"]
     pairs = sum(stock.config.get("axes_dims") or stock.config["axes_dim_rope"]) // 2
@@ -82,7 +82,7 @@ def test_a_text_encoder_with_a_head_does_as_well(tiny_models):
     """Some folders name Qwen3ForCausalLM: the text encoder is inside it."""
     from transformers import Qwen3ForCausalLM
 
-    engine = Engine.load(tiny_models["z-image"])
+    engine = Engine.load(tiny_models["z-image"], device="cpu")
     body = engine.components.text_encoder
     whole = Qwen3ForCausalLM(body.config).eval()
     whole.model.load_state_dict(body.state_dict())
@@ -102,7 +102,7 @@ def test_compiled_rotation_is_the_same():
 
 @pytest.mark.parametrize("name", ["z-image", "lumina-image-2"])
 def test_the_text_is_refined_once_a_request(tiny_models, name):
-    engine = Engine.load(tiny_models[name])
+    engine = Engine.load(tiny_models[name], device="cpu")
     transformer = engine.components.transformer
     runs = {"context_refiner": 0, "layers": 0}
     for part in runs:
@@ -152,7 +152,7 @@ def test_in_bfloat16_ours_is_as_near_to_the_float32_picture_as_diffusers_own():
         ).images  # fmt: skip
 
     truth = diffusers(torch.float32)
-    ours = Engine.load("demo", dtype="bfloat16").generate(Request(prompts)).images
+    ours = Engine.load("demo", dtype="bfloat16", device="cpu").generate(Request(prompts)).images
     distances = [
         float(np.abs(pictures - truth).mean()) * 255
         for pictures in (np.stack([np.asarray(image) / 255 for image in ours]), diffusers(torch.bfloat16))
@@ -164,7 +164,7 @@ def test_in_bfloat16_ours_is_as_near_to_the_float32_picture_as_diffusers_own():
 def test_state_dicts_stay_as_they_are(tiny_models):
     """LoRAs, offloading and whoever saves a model find the same parameters."""
     stock = DiffusionPipeline.from_pretrained(tiny_models["z-image"], dtype=torch.float32)
-    components = Engine.load(tiny_models["z-image"]).components
+    components = Engine.load(tiny_models["z-image"], device="cpu").components
     for name in ("transformer", "vae", "text_encoder"):
         theirs, own = getattr(stock, name).state_dict(), getattr(components, name).state_dict()
         assert theirs.keys() == own.keys()

@@ -266,32 +266,32 @@ def test_half_precision_files_load_where_they_are_all_there_is(made, tmp_path):
     bare.save_pretrained(tmp_path / "half", variant="fp16")
     assert read_folder(tmp_path / "half").parts["unet"].files[0].name == "diffusion_pytorch_model.fp16.safetensors"
     request = Request(PROMPT, width=64, height=48, steps=2)
-    whole = Engine.load(tmp_path / "both").generate(request).images[0]
-    assert apart(Engine.load(tmp_path / "half").generate(request).images[0], whole) <= 1
+    whole = Engine.load(tmp_path / "both", device="cpu").generate(request).images[0]
+    assert apart(Engine.load(tmp_path / "half", device="cpu").generate(request).images[0], whole) <= 1
     bare.save_pretrained(tmp_path / "shards", variant="fp16", max_shard_size="30KB")
     assert (tmp_path / "shards" / "unet" / "diffusion_pytorch_model.safetensors.index.fp16.json").is_file()
-    assert apart(Engine.load(tmp_path / "shards").generate(request).images[0], whole) <= 1
+    assert apart(Engine.load(tmp_path / "shards", device="cpu").generate(request).images[0], whole) <= 1
 
 
 def test_of_both_precisions_the_half_one_is_read_only_for_float16(made, tmp_path):
     folder = shutil.copytree(made("StableDiffusionPipeline")[1], tmp_path / "model")
     file = folder / "unet" / "diffusion_pytorch_model.safetensors"
     file.with_suffix(".fp16.safetensors").write_bytes(b"broken")
-    Engine.load(folder, dtype="float32")
+    Engine.load(folder, dtype="float32", device="cpu")
     with pytest.raises(DamagedFile, match=r"fp16.safetensors is not a safetensors file"):
-        Engine.load(folder, dtype="float16")
+        Engine.load(folder, dtype="float16", device="cpu")
 
 
 def test_a_missing_component_is_named(made, tmp_path):
     folder = shutil.copytree(made("StableDiffusionXLPipeline")[1], tmp_path / "model")
     (folder / "unet").rename(folder / "elsewhere")
     with pytest.raises(MismatchedModel, match="the component 'unet' is missing"):
-        Engine.load(folder)
+        Engine.load(folder, device="cpu")
     index = json.loads((folder / "model_index.json").read_text())
     del index["unet"]
     (folder / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(MismatchedModel, match="has no unet; StableDiffusionXLPipeline needs vae, unet, scheduler"):
-        Engine.load(folder)
+        Engine.load(folder, device="cpu")
 
 
 # --- which pipelines ----------------------------------------------------------------------------------

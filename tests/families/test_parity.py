@@ -87,7 +87,7 @@ def test_tiny_models(tiny_models, name, guidance, negative, size):
         num_inference_steps=5, guidance_scale=guidance, seed=5, **extra,
     )  # fmt: skip
     request = Request(PROMPT, negative, width=width, height=height, steps=5, guidance=guidance, seed=5)
-    assert_same(Engine.load(tiny_models[name]), request, picture, latents)
+    assert_same(Engine.load(tiny_models[name], device="cpu"), request, picture, latents)
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.6, 0.25])
@@ -110,7 +110,7 @@ def test_z_image_image_to_image(demo, strength, guidance):
 @pytest.mark.parametrize("name", ["z-image", "lumina-image-2", "lumina-next"])
 @pytest.mark.parametrize("guidance", [0.0, 4.0])
 def test_prompts_of_any_length_do_not_disturb_each_other(tiny_models, name, guidance):
-    engine = Engine.load(tiny_models[name])
+    engine = Engine.load(tiny_models[name], device="cpu")
     size = {"width": 96, "height": 64, "steps": 4, "guidance": guidance}
     negatives = ["", "a rather long text of things that should not be there", "x"] if guidance else None
     batch = engine.generate(Request(["a", PROMPT, "b" * 90], negatives, seed=3, **size))
@@ -122,7 +122,7 @@ def test_prompts_of_any_length_do_not_disturb_each_other(tiny_models, name, guid
 @pytest.mark.parametrize("name", ["z-image", "lumina-image-2", "lumina-next"])
 def test_longest_prompt_is_used_whole(tiny_models, name):
     """Up to the limit the last word still counts: another last letter is another picture."""
-    engine = Engine.load(tiny_models[name])
+    engine = Engine.load(tiny_models[name], device="cpu")
     frame = engine.family.tokenize(engine.components, "").shape[1]
     room = engine.family.max_tokens - frame
     start = "x" * (room - 1)

@@ -82,6 +82,7 @@ class Hub:
     def __init__(self, root: Path, port: int = 0, certificate: tuple[Path, Path] | None = None):
         self.root = root
         self.faults: list[Fault] = []
+        self.random = random.Random(1)  # for faults that happen by chance
         self.gated: set[str] = set()
         self.renamed: dict[str, str] = {}
         self.ranges, self.speed, self.expiry, self.page = True, 0, 3600.0, 5
@@ -167,7 +168,7 @@ class Hub:
     def take_fault(self, name: str) -> Fault | None:
         with self.lock:
             for fault in self.faults:
-                if fault.times > 0 and fnmatch.fnmatchcase(name, fault.match) and random.random() < fault.chance:
+                if fault.times > 0 and fnmatch.fnmatchcase(name, fault.match) and self.random.random() < fault.chance:
                     fault.times -= 1
                     return fault
         return None
