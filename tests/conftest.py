@@ -10,6 +10,7 @@ os.environ["CANDELA_HOME"] = tempfile.mkdtemp(prefix="candela-tests-")  # what i
 
 import hashlib
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,8 @@ def pytest_configure(config: pytest.Config) -> None:
     the CPU, but for those of `make test-cuda`."""
     if config.option.markexpr != "cuda":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    # A shell's background job ignores Ctrl-C, and so would every process that a test starts to send it one.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,8 @@ LUMINA = "Alpha-VLLM/Lumina-Image-2.0"
 INSTALL = ("install", "lumina-image-2", "--yes", "--comfyui", "none")
 CANDELA = (sys.executable, "-m", "tests.install.shell")
 ROOT = Path(__file__).parent.parent.parent
+# The device and the number of threads, where the tests have set them: another number rounds otherwise.
+THE_SAME_PIXELS = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
 
 
 @dataclass
@@ -40,7 +42,7 @@ class Machine:
 
     def variables(self) -> dict[str, str]:
         """The environment: nothing of ours but what is named here."""
-        return {
+        return {name: os.environ[name] for name in THE_SAME_PIXELS if name in os.environ} | {
             "PATH": os.environ["PATH"], "HOME": str(self.home), "CANDELA_HOME": str(self.home / "data"),
             "HF_ENDPOINT": self.endpoint, "HF_HUB_DOWNLOAD_TIMEOUT": "1", "NO_PROXY": "*", "COLUMNS": "200",
             "CANDELA_TEST_BACKOFF": self.backoff, **self.environment,
