@@ -109,6 +109,9 @@ def write(
     for stored, names in stored_modules(weights, fmt.fused).items():
         weight = torch.cat([weights[name] for name in names])
         factors, product, rank = make_factors(fmt, *weight.shape, noise)
+        if fmt.prefix == "base_model.model.":  # peft's own names, which say nothing without its settings
+            metadata = metadata or peft_settings(r=RANK, lora_alpha=2 * RANK)
+            product = product * 2
         if fmt.alpha is not None:
             factors["alpha"] = torch.tensor(fmt.alpha)
             product = product * (fmt.alpha / rank if rank else 1.0)

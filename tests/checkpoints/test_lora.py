@@ -72,7 +72,14 @@ def test_a_fused_projection_with_shorter_keys(transformers, tmp_path):
         ("lora_unet_noise_refiner_0_attention_to_out_0", "noise_refiner.0.attention.to_out.0", 32, 32),
         ("diffusion_model.cap_embedder.1", "cap_embedder.1", 32, 16),
         ("lora_unet_t_embedder_mlp_0", "t_embedder.mlp.0", 1024, 256),
-        ("base_model.model.transformer.layers.0.adaLN_modulation.0", "layers.0.adaLN_modulation.0", 128, 32),
+        ("diffusion_model.transformer.layers.0.adaLN_modulation.0", "layers.0.adaLN_modulation.0", 128, 32),
+        ("pipe.dit.layers.0.attention.to_q", "layers.0.attention.to_q", 32, 32),
+        ("model.layers.0.attention.to_q", "layers.0.attention.to_q", 32, 32),
+        ("transformer._orig_mod.layers.0.attention.to_q", "layers.0.attention.to_q", 32, 32),
+        ("module.layers.0.attention.to_q", "layers.0.attention.to_q", 32, 32),
+        ("transformer_layers_0_attention_to_q", "layers.0.attention.to_q", 32, 32),
+        ("diffusion_model.noise.refiner.0.attention.to_q", "noise_refiner.0.attention.to_q", 32, 32),
+        ("diffusion_model.noise.refiner.0.attention.out", "noise_refiner.0.attention.to_out.0", 32, 32),
     ],
 )  # fmt: skip
 def test_modules_beside_the_usual(transformers, tmp_path, stored, own, out, into):
@@ -223,7 +230,8 @@ def test_files_that_are_none(tmp_path):
         "[1]",
         '{"transformer.alpha_pattern": [1]}',
         '{"transformer.lora_alpha": NaN}',
-        '{"transformer.alpha_pattern": {"(a+)+b": 1}}',
+        '{"transformer.lora_alpha": 1, "transformer.alpha_pattern": {"(": 1}}',
+        '{"transformer.r": 8}',
     ],
 )
 def test_settings_that_are_none(tmp_path, text):
@@ -235,13 +243,19 @@ def test_settings_that_are_none(tmp_path, text):
 def test_peft_s_settings_beside_the_file(transformers, tmp_path):
     path = tmp_path / "adapter_model.safetensors"
     loras.write(path, Format("base_model.model."), transformers["z-image"])
+    save_file(load_file(path), path)  # without the metadata
+    with pytest.raises(MismatchedModel, match=r"keeps its strength \(alpha\) in another file, adapter_config.json"):
+        place(path, transformers)
     (tmp_path / "adapter_config.json").write_text('{"r": 3, "lora_alpha": 12, "use_rslora": false}')
     lora = read_lora(path)
+    assert len(place(path, transformers)) == 28
     assert [lora.scale(module, None) for module in lora.modules] == [4.0] * 28
-    assert lora.scale(lora.modules[0], 1.5) == 0.5, "the file's own alpha wins"
+    assert lora.scale(lora.modules[0], 12.0) == 4.0
+    with pytest.raises(MismatchedModel, match=r"has the alpha 1.5, and 12 by peft's settings"):
+        lora.scale(lora.modules[0], 1.5)
     path.rename(tmp_path / "renamed.safetensors")
-    lora = read_lora(tmp_path / "renamed.safetensors")
-    assert lora.scale(lora.modules[0], None) == 1.0
+    with pytest.raises(MismatchedModel, match=r"adapter_config.json, which is not beside it"):
+        place(tmp_path / "renamed.safetensors", transformers)
 
 
 def test_other_naming_in_the_same_family(transformers, tmp_path):

@@ -194,6 +194,8 @@ def read_tensors(file: LoraFile, placements: Sequence[Placement]) -> list[Tensor
     except (OSError, SafetensorError, RuntimeError) as error:
         raise DamagedFile(f"{file.path}: the LoRA's tensors cannot be read ({error}). Download it again") from error
     for placement, group in zip(placements, tensors):
+        if not file.uses_alpha(placement.module):
+            group.pop("alpha", None)
         if bad := next((role for role, tensor in group.items() if not tensor.isfinite().all()), None):
             raise DamagedFile(
                 f"{file.path}: {placement.module.tensors[bad].name} holds NaN or infinite values. Download it again"
@@ -209,8 +211,6 @@ def dora_gains(
     by_row = magnitude.ndim == 1 or magnitude.shape[1] == 1
     squares = []
     for linear, delta in zip(linears, deltas):
-        for bring in linear._forward_pre_hooks.values():  # it may be away until it is called (engine/placing.py)
-            bring(linear, ())
         weight = linear.weight.detach().float()
         squares.append((weight + delta.dense().to(weight.device)).square().sum(1 if by_row else 0).cpu())
     if by_row:

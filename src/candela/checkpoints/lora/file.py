@@ -8,28 +8,35 @@ Names are a prefix (whose program wrote it), a module of the model, and the role
     lora_unet_layers_0_attention_qkv.lora_down.weight           kohya's scripts
     lycoris_layers_0_attention_qkv.lokr_w1                      LyCORIS
     lora_transformer_layers_0_attention_to_q.lora_down.weight   OneTrainer
+    pipe.dit.layers.0.attention.to_q.lora_A.default.weight      DiffSynth-Studio
+    transformer_layers_0_attention_to_q.lora_down.weight        diffusers' export for kohya's scripts
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from candela.checkpoints.headers import Header, StoredTensor, read_header
 from candela.checkpoints.lora.guessing import family_of_names
-from candela.errors import CheckpointError, InvalidRequest, MismatchedModel, ModelNotFound
+from candela.checkpoints.lora.methods import method_of
+from candela.checkpoints.lora.settings import Settings, read_settings
+from candela.errors import InvalidRequest, MismatchedModel, ModelNotFound
 
-DOTTED = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.", "unet.")
-FLAT = ("lora_unet_", "lora_transformer_", "lycoris_")
+PEFT = "base_model.model."
+# Of the part of a pipeline that a trainer held, and of what torch wraps a model in; in any order, one after the other.
+DOTTED = (
+    PEFT, "model.diffusion_model.", "diffusion_model.", "transformer.", "unet.", "pipe.dit.", "pipe.", "dit.", "model.",
+    "module.", "_orig_mod.",
+)  # fmt: skip
+FLAT = re.compile(r"lora_unet_|lora_transformer_|lycoris_|transformer_(?!blocks)")
 TEXT = re.compile(r"^(base_model\.model\.)?(lora_te\d*_|(lycoris_)?text_encoders?[._\d]|te\d?\.|cond_stage_model\.)")
 ROLE = re.compile(
     r"^(?P<module>.+?)\.(?P<role>lora_[AB]|lora_(?:down|up|mid)|lora(?:_linear_layer)?\.(?:down|up)|alpha|dora_scale|"
-    r"lora_magnitude_vector|lokr_w[12](?:_[ab])?|lokr_t2|hada_w[12]_[ab]|hada_t[12]|diff_b|diff|set_weight|"
+    r"lora_magnitude_vector|magnitude|lokr_w[12](?:_[ab])?|lokr_t2|hada_w[12]_[ab]|hada_t[12]|diff_b|diff|set_weight|"
     r"reshape_weight)(?P<adapter>\.(?!weight$|bias$)\w+)?(?P<end>\.weight|\.bias)?$"
 )
 ROLES = {
@@ -93,7 +100,7 @@ class LoraModule:
 
     @property
     def rank(self) -> int | None:
-        """The inner size of its factors; None where there are none."""
+        """The inner size of its factors; None where both of a LoKr's are whole, or there are none."""
         for role in ("down", "lokr_w1_b", "lokr_w2_b", "hada_w1_b"):
             if role in self.tensors:
                 return self.tensors[role].shape[0] if self.tensors[role].shape else None
@@ -110,7 +117,7 @@ class LoraFile:
         modules: of the diffusion model.
         text_encoder: names of tensors that are for a text encoder.
         unknown: names of tensors that are no part of any known kind of LoRA.
-        settings: peft's own, where they came along (lora_alpha, use_rslora, alpha_pattern).
+        settings: peft's own, where they came along.
     """
 
     path: Path
@@ -120,7 +127,7 @@ class LoraFile:
     modules: tuple[LoraModule, ...]
     text_encoder: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: Settings | None = None
     metadata: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -135,17 +142,32 @@ class LoraFile:
         return tuple(sorted({module.rank for module in self.modules if module.rank is not None}))
 
     def scale(self, module: LoraModule, alpha: float | None) -> float:
-        """alpha / rank (https://arxiv.org/abs/2106.09685, 4.1), or alpha / sqrt(rank) where peft's settings say
-        rank-stabilised (https://arxiv.org/abs/2312.03732). Without an alpha anywhere it is 1, as in ComfyUI, kohya's
-        scripts and diffusers. `alpha` is the file's tensor for this module, if it has one."""
-        rank = module.rank
-        if rank is None:  # LoKr of two whole factors: LyCORIS takes its alpha for its rank
+        """What a module's product is multiplied with. `alpha` is the file's tensor for it, if it has one.
+
+        alpha / rank (https://arxiv.org/abs/2106.09685, 4.1). Without an alpha anywhere it is 1, as in ComfyUI, kohya's
+        scripts and diffusers, and so it is for a LoKr of two whole factors, which has no rank: LyCORIS takes its alpha
+        for its rank. Where peft's settings came along, theirs count: then such a LoKr is divided by their r.
+
+        Raises:
+            MismatchedModel: the file's alpha is another than that of the settings.
+        """
+        settings, rank = self.settings, module.rank
+        if settings is not None:
+            said = settings.alpha_of(module.stored)
+            if alpha is not None and alpha != said:
+                raise MismatchedModel(
+                    f"{self.path}: {module.stored} has the alpha {alpha:g}, and {said:g} by peft's settings. Which of "
+                    "them is meant is not known; save it with one of them"
+                )
+            rank = settings.rank_of(module.stored) if rank is None else rank
+            alpha = said
+        if alpha is None or not rank:
             return 1.0
-        if alpha is None:
-            patterns = self.settings.get("alpha_pattern", {}).items()
-            usual = self.settings.get("lora_alpha", rank)
-            alpha = next((value for pattern, value in patterns if _matches(pattern, module.name)), usual)
-        return alpha / (math.sqrt(rank) if self.settings.get("use_rslora") else rank)
+        return alpha / (math.sqrt(rank) if settings is not None and settings.rank_stabilised else rank)
+
+    def uses_alpha(self, module: LoraModule) -> bool:
+        """False for a LoKr of two whole factors, whose alpha may be any number (ai-toolkit's is 9999999999)."""
+        return module.rank is not None or self.settings is not None
 
 
 def read_lora(path: str | os.PathLike[str]) -> LoraFile:
@@ -166,8 +188,10 @@ def lora_of(header: Header) -> LoraFile:
     """
     Raises:
         MismatchedModel: no LoRA.
+        CheckpointError: peft's settings beside it cannot be used.
     """
-    groups: dict[str, dict[str, StoredTensor]] = {}
+    groups: dict[str, LoraModule] = {}
+    prefixes: list[str] = []
     text: list[str] = []
     unknown: list[str] = []
     for name, tensor in header.tensors.items():
@@ -175,11 +199,22 @@ def lora_of(header: Header) -> LoraFile:
             unknown.append(name)
         elif TEXT.search(name):
             text.append(name)
-        elif (match := ROLE.match(name)) and (role := _role(match)) not in groups.setdefault(match["module"], {}):
-            groups[match["module"]][role] = tensor
+        elif match := ROLE.match(name):
+            prefix, module = _split(match["module"])
+            prefixes.append(prefix)
+            # Together, even if one of them is spelled otherwise: diffusers' export for kohya's scripts does that.
+            tensors = groups.setdefault(module, LoraModule(module, match["module"], {})).tensors
+            if tensors.setdefault(_role(match), tensor) is not tensor:
+                unknown.append(name)
         else:
             unknown.append(name)
-    groups = {name: tensors for name, tensors in groups.items() if tensors}
+    if method := method_of(header.tensors):
+        found, names = method
+        raise MismatchedModel(
+            f"{header.path} is no LoRA but {found}: {len(names)} of its {len(header.tensors)} tensors ({some(names)}). "
+            "Candela applies LoRA, DoRA, LoHa, LoKr and whole differences (.diff). Merge it into its model with the "
+            "program that made it, and load the merged model"
+        )
     if not groups and not any(ROLE.match(name) for name in text):
         raise MismatchedModel(
             f"{header.path} holds no LoRA: none of its {len(header.tensors)} tensors is named like a part of one "
@@ -187,17 +222,16 @@ def lora_of(header: Header) -> LoraFile:
         )
     if header.format != "safetensors":
         raise MismatchedModel(f"{header.path} is a LoRA in {header.format}. Take its safetensors version")
-    split = {name: _split(name) for name in groups}
-    modules = tuple(LoraModule(split[name][1], name, tensors) for name, tensors in groups.items())
+    modules = tuple(groups.values())
     return LoraFile(
         header.path,
         header.bytes,
-        next((prefix for prefix, _ in split.values()), ""),
+        next(iter(prefixes), ""),
         family_of_names({module.name: _inputs(module) for module in modules}, header.metadata),
         modules,
         tuple(text),
         tuple(unknown),
-        _settings(header),
+        read_settings(header, [module.stored for module in modules]),
         header.metadata,
     )
 
@@ -217,50 +251,18 @@ def _split(name: str) -> tuple[str, str]:
     rest = name
     while dotted := next((prefix for prefix in DOTTED if rest.startswith(prefix)), None):
         rest = rest.removeprefix(dotted)
-    if flat := next((prefix for prefix in FLAT if rest.startswith(prefix)), None):
-        rest = rest.removeprefix(flat)
-        rest = ".".join(re.findall(rf"(?:{'|'.join(WORDS)})(?=_|$)|[^_]+", rest))
-    return name[: name.index(flat) + len(flat)] if flat else name.removesuffix(rest), rest
+    flat = FLAT.match(rest)
+    rest = rest[flat.end() :] if flat else rest
+    prefix = name.removesuffix(rest)
+    return prefix, with_dots(rest) if flat else rest
+
+
+def with_dots(name: str) -> str:
+    """layers_0_feed_forward_w1 -> layers.0.feed_forward.w1: flat names write an underscore for each dot."""
+    return ".".join(re.findall(rf"(?:{'|'.join(WORDS)})(?=_|$)|[^_]+", name))
 
 
 def _inputs(module: LoraModule) -> int | None:
     """How many values the module takes, by the shape of a plain LoRA."""
     down = module.tensors.get("down")
     return down.shape[1] if down and len(down.shape) > 1 else None
-
-
-def _matches(pattern: str, name: str) -> bool:
-    """As peft's get_pattern_key: a whole name, or, unless it begins with ^, its end."""
-    literal = re.sub(r"\\(.)", r"\1", pattern.removeprefix("^").removesuffix("$"))
-    return name == literal or (not pattern.startswith("^") and name.endswith(f".{literal}"))
-
-
-def _settings(header: Header) -> dict[str, Any]:
-    """peft's settings: diffusers writes them into the file, peft into a file beside it.
-
-    Raises:
-        CheckpointError: they are not what peft writes, or their patterns are more than names.
-    """
-    beside = header.path.with_name("adapter_config.json")
-    try:
-        if text := header.metadata.get("lora_adapter_metadata"):
-            values = {str(name).removeprefix("transformer."): value for name, value in json.loads(text).items()}
-        elif header.path.name.startswith("adapter_model") and beside.is_file():
-            values = json.loads(beside.read_text(encoding="utf-8"))
-        else:
-            return {}
-        patterns = {str(name): float(value) for name, value in dict(values.get("alpha_pattern") or {}).items()}
-        kept: dict[str, Any] = {"use_rslora": bool(values.get("use_rslora")), "alpha_pattern": patterns}
-        if (alpha := values.get("lora_alpha")) is not None:
-            kept["lora_alpha"] = float(alpha)
-        if not all(map(math.isfinite, [kept.get("lora_alpha", 1.0), *patterns.values()])):
-            raise ValueError("an alpha is no finite number")
-        # A stranger's regular expression can run for ever; those that people write are names.
-        if odd := next((name for name in patterns if re.search(r"[()*+?{}|\[\]]", re.sub(r"\\.", "", name))), None):
-            raise ValueError(f"the pattern {odd[:80]!r} in alpha_pattern is no plain name")
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(
-            f"{header.path}: the LoRA's settings, as peft writes them, cannot be used ({str(error)[:200]}). "
-            "Download it again, or save it with an alpha tensor for each module"
-        ) from error
-    return kept

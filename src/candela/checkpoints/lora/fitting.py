@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from candela.checkpoints.architectures import Architecture, Piece
-from candela.checkpoints.lora.file import LoraFile, LoraModule, some
+from candela.checkpoints.lora.file import PEFT, LoraFile, LoraModule, some, with_dots
 from candela.errors import DamagedFile, MismatchedModel
 
 Sizes = Mapping[str, tuple[int, int]]  # module of diffusers' class -> values out, values in
@@ -32,6 +32,7 @@ REFUSED = {
     "reshape_weight": "a weight of another shape (reshape_weight)",
 }
 FLOATS = {"F16", "BF16", "F32", "F64", "F8_E4M3", "F8_E5M2"}
+INTEGERS = {"I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64"}  # an alpha may be one
 
 
 @dataclass(frozen=True)
@@ -81,11 +82,8 @@ def fit(lora: LoraFile, architecture: Architecture, sizes: Sizes, family: str) -
             f"Choose a LoRA for {family}"
         )
     _refuse_text(lora)
-    if lora.unknown:
-        raise MismatchedModel(
-            f"{lora.path}: {len(lora.unknown)} of its tensors are of no known kind, or there twice "
-            f"({some(lora.unknown)}). Applying the rest would not be what its author made; nothing is applied"
-        )
+    _refuse_unknown(lora)
+    _refuse_settings(lora)
     placements = []
     for module in lora.modules:
         shape = product_shape(lora, module)
@@ -115,13 +113,16 @@ def product_shape(lora: LoraFile, module: LoraModule) -> tuple[int, int]:
         raise DamagedFile(
             f"{where} has {', '.join(sorted(tensors))}, and its other half is missing. Download the file again"
         )
-    if odd := next((t for t in tensors.values() if t.dtype not in FLOATS), None):
-        raise MismatchedModel(f"{lora.path}: {odd.name} is stored as {odd.dtype}. Take a version in 16 or 32 bits")
-    matrices = [shape for role, shape in factors.items()]
-    if any(len(shape) != 2 or 0 in shape for shape in matrices):
-        listed = ", ".join(f"{role} {list(shape)}" for role, shape in factors.items())
+    if any(0 in shape for shape in factors.values()):
         raise MismatchedModel(
-            f"{where} is for a convolution or a norm ({listed}); Candela applies matrices. "
+            f"{where} has the rank 0 ({_listed(factors)}): nothing was trained there. Save it without that module"
+        )
+    numbers = {role: FLOATS | INTEGERS if role == "alpha" else FLOATS for role in tensors}
+    if odd := next((tensor for role, tensor in tensors.items() if tensor.dtype not in numbers[role]), None):
+        raise MismatchedModel(f"{lora.path}: {odd.name} is stored as {odd.dtype}. Take a version in 16 or 32 bits")
+    if any(len(shape) != 2 for shape in factors.values()):
+        raise MismatchedModel(
+            f"{where} is for a convolution or a norm ({_listed(factors)}); Candela applies matrices. "
             "Use a LoRA of linear layers only"
         )
 
@@ -155,6 +156,10 @@ def product_shape(lora: LoraFile, module: LoraModule) -> tuple[int, int]:
     return shape
 
 
+def _listed(factors: Mapping[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"{role} {list(shape)}" for role, shape in factors.items())
+
+
 def _check_vectors(lora: LoraFile, module: LoraModule, shape: tuple[int, int]) -> None:
     """alpha: one number. Biases: a value per output. Magnitudes: one per output, or per input as [1, inputs]."""
     out, into = shape
@@ -177,9 +182,12 @@ def _homes(module: LoraModule, architecture: Architecture, sizes: Sizes, flat: M
         return (Piece(module.name),)
     if (own := flat.get(module.name.replace(".", "_"))) is not None:
         return (Piece(own),)
-    pieces = architecture.pieces(f"{module.name}.weight")
-    homes = tuple(Piece(piece.name.removesuffix(".weight"), piece.part) for piece in pieces)
-    return homes if all(piece.name in sizes for piece in homes) else ()
+    for name in (module.name, with_dots(module.name.replace(".", "_"))):  # musubi-tuner writes noise.refiner.0
+        pieces = architecture.pieces(f"{name}.weight")
+        homes = tuple(Piece(piece.name.removesuffix(".weight"), piece.part) for piece in pieces)
+        if homes and all(piece.name in sizes for piece in homes):
+            return homes
+    return ()
 
 
 def _targets(
@@ -210,3 +218,51 @@ def _refuse_text(lora: LoraFile) -> None:
             f"({some(lora.text_encoder)}). Candela applies LoRAs to the diffusion model only, and half of one would "
             "not be what its author made. Train or save it without the text encoder"
         )
+
+
+def _refuse_unknown(lora: LoraFile) -> None:
+    whole = [name for name in lora.unknown if name.endswith((".weight", ".bias")) and "lora" not in name]
+    if whole and lora.modules:
+        raise MismatchedModel(
+            f"{lora.path} replaces weights or biases of the model beside its factors: {len(whole)} of its tensors "
+            f"({some(whole)}), as peft's modules_to_save and bias settings do. Candela adds to weights and replaces "
+            "none; train it without them"
+        )
+    if lora.unknown:
+        raise MismatchedModel(
+            f"{lora.path}: {len(lora.unknown)} of its tensors are of no known kind, or there twice "
+            f"({some(lora.unknown)}). Applying the rest would not be what its author made; nothing is applied"
+        )
+
+
+def _refuse_settings(lora: LoraFile) -> None:
+    """What peft keeps beside the tensors: it is there where it is needed, it fits them, and it is one that is applied."""
+    settings = lora.settings
+    if settings is None:
+        lost = [each for each in lora.modules if each.stored.startswith(PEFT) and "alpha" not in each.tensors]
+        if any(each.kind in ("lora", "loha", "lokr") for each in lost):
+            raise MismatchedModel(
+                f"{lora.path} is a LoRA as peft saves it, and peft keeps its strength (alpha) in another file, "
+                "adapter_config.json, which is not beside it. Keep both together under peft's names, "
+                "adapter_model.safetensors and adapter_config.json"
+            )
+        return
+    if settings.refused:
+        raise MismatchedModel(f"{lora.path}: {settings.refused}")
+    for module in lora.modules:
+        if module.kind and module.kind.upper() != settings.kind:
+            raise MismatchedModel(
+                f"{lora.path}: {module.stored} is {module.kind}, and {settings.kind.lower()} by peft's settings. They "
+                "do not belong together; keep each LoRA in a folder of its own"
+            )
+        rank = settings.rank_of(module.stored)
+        if module.rank and rank is not None and rank != module.rank:
+            raise MismatchedModel(
+                f"{lora.path}: {module.stored} has the rank {module.rank}, and {rank:g} by peft's settings. They do "
+                "not belong together; keep each LoRA in a folder of its own"
+            )
+        if settings.dora is not None and settings.dora != ("magnitude" in module.tensors):
+            has, says = ("has no magnitudes", "is") if settings.dora else ("has magnitudes", "is not")
+            raise MismatchedModel(
+                f"{lora.path}: {module.stored} {has}, and by peft's settings it {says} a DoRA (use_dora). Save it again"
+            )

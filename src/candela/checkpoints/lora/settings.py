@@ -1,0 +1,181 @@
+"""What peft keeps beside a LoRA's tensors, and what it makes of it: in `adapter_config.json` beside the file, or, as
+diffusers writes it, in the file's metadata. The rules are those of peft 0.21 (`LoraConfig`, `LoHaConfig`,
+`LoKrConfig`, `peft.utils.other.get_pattern_key`)."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import regex
+
+from candela.checkpoints.headers import Header
+from candela.errors import CheckpointError
+
+KINDS = ("LORA", "LOHA", "LOKR")
+# What init_lora_weights says of the base model's weights, by how it begins. Those that subtract their first factors
+# from them can be saved as an ordinary LoRA (LoraModel._convert_state_dict_for_initial_model).
+UNCHANGED = ("true", "false", "none", "gaussian", "eva", "orthogonal", "mica", "lycoris")
+SUBTRACTED = {"pissa": "PiSSA", "olora": "OLoRA", "corda": "CorDA", "lora_ga": "LoRA-GA"}
+# Settings of peft's LoRA under which its factors mean something else than W + s B A.
+VARIANTS = {
+    "alora_invocation_tokens": "Activated LoRA",
+    "arrow_config": "Arrow",
+    "kasa_config": "KaSA",
+    "layer_replication": "a LoRA of replicated layers",
+    "monteclora_config": "MonteCLoRA",
+    "target_parameters": "a LoRA of parameters (target_parameters)",
+    "use_bdlora": "BD-LoRA",
+    "use_qalora": "QALoRA",
+}
+LONGEST_PATTERN = 500  # characters
+PATTERN_SECONDS = 1.0  # for all of a file's patterns and modules: a stranger's expression can run for ever
+
+
+@dataclass(frozen=True)
+class Settings:
+    """
+    Attributes:
+        kind: of `KINDS`.
+        alpha, rank: of the modules that no pattern names.
+        alphas, ranks: by module, as peft's patterns give them.
+        rank_stabilised: alpha is divided by sqrt(rank) (https://arxiv.org/abs/2312.03732).
+        dora: it has magnitudes; None where that is not said.
+        refused: why it is not applied; empty where it is.
+    """
+
+    kind: str
+    alpha: float
+    rank: float | None = None
+    alphas: Mapping[str, float] = field(default_factory=dict)
+    ranks: Mapping[str, float] = field(default_factory=dict)
+    rank_stabilised: bool = False
+    dora: bool | None = None
+    refused: str = ""
+
+    def alpha_of(self, stored: str) -> float:
+        return self.alphas.get(name_for_peft(stored), self.alpha)
+
+    def rank_of(self, stored: str) -> float | None:
+        return self.ranks.get(name_for_peft(stored), self.rank)
+
+
+def name_for_peft(stored: str) -> str:
+    """A module as the file spells it -> its name in the model that peft was given."""
+    for prefix in ("base_model.model.", "diffusion_model.", "transformer."):
+        if stored.startswith(prefix):
+            return stored.removeprefix(prefix)
+    return stored
+
+
+def read_settings(header: Header, modules: Iterable[str]) -> Settings | None:
+    """None: there are none. `modules`: as the file spells them.
+
+    Raises:
+        CheckpointError: they are not what peft writes, or their patterns do not come to an end.
+    """
+    beside = header.path.with_name("adapter_config.json")
+    try:
+        if text := header.metadata.get("lora_adapter_metadata"):
+            said = _of_the_transformer(json.loads(text))
+        elif header.path.name.startswith("adapter_model") and beside.is_file():
+            said = dict(json.loads(beside.read_text(encoding="utf-8")))
+        else:
+            return None
+        if not said:
+            return None
+        return _settings(said, [name_for_peft(stored) for stored in modules])
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, TimeoutError, regex.error) as error:
+        raise CheckpointError(
+            f"{header.path}: the LoRA's settings, as peft writes them, cannot be used ({str(error)[:200]}). "
+            "Download it again, or save it with an alpha tensor for each module"
+        ) from error
+
+
+def _of_the_transformer(metadata: dict[str, Any]) -> dict[str, Any]:
+    """A pipeline's LoRA says transformer.r; a transformer's own (save_lora_adapter) says r."""
+    own = {name.removeprefix("transformer."): each for name, each in metadata.items() if name.startswith("transformer.")}
+    return own or {name: each for name, each in metadata.items() if "." not in name}
+
+
+def _settings(said: dict[str, Any], names: list[str]) -> Settings:
+    kind = str(said.get("peft_type") or "LORA").rpartition(".")[2].upper()
+    if refused := _refused(kind, said):
+        return Settings(kind, 1.0, refused=refused)
+    alpha = "lora_alpha" if kind == "LORA" else "alpha"
+    if alpha not in said:
+        raise ValueError(f"{alpha} is missing")
+    deadline = time.monotonic() + PATTERN_SECONDS
+    dora = said.get("use_dora")
+    return Settings(
+        kind,
+        _number(said[alpha]),
+        None if said.get("r") is None else _number(said["r"]),
+        _by_name(dict(said.get("alpha_pattern") or {}), names, deadline),
+        _by_name(dict(said.get("rank_pattern") or {}), names, deadline),
+        bool(said.get("use_rslora")),
+        None if dora is None else bool(dora),
+    )
+
+
+def _number(value: Any) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{value!r} is no finite number")
+    return number
+
+
+def _by_name(patterns: dict[str, Any], names: list[str], deadline: float) -> dict[str, float]:
+    """As peft.utils.other.get_pattern_key: the first pattern that a name, or an end of it behind a dot, matches."""
+    if odd := next((key for key in patterns if len(key) > LONGEST_PATTERN), None):
+        raise ValueError(f"the pattern {odd[:60]!r}... is longer than {LONGEST_PATTERN} characters")
+    expressions = {}
+    for key, value in patterns.items():
+        _left(deadline)
+        expressions[regex.compile(rf"(.*\.)?({key})$")] = _number(value)
+    found = {}
+    for name in names:
+        for expression, value in expressions.items():
+            if expression.match(name, timeout=_left(deadline)):
+                found[name] = value
+                break
+    return found
+
+
+def _left(deadline: float) -> float:
+    """
+    Raises:
+        TimeoutError: nothing.
+    """
+    if (left := deadline - time.monotonic()) <= 0:
+        raise TimeoutError(f"its patterns take longer than {PATTERN_SECONDS:g} s")
+    return left
+
+
+def _refused(kind: str, said: dict[str, Any]) -> str:
+    if kind not in KINDS:
+        return f"it is {kind}, by peft's settings, which Candela does not apply; use a LoRA, DoRA, LoHa or LoKr"
+    start = str(said.get("init_lora_weights") if kind == "LORA" else said.get("init_weights")).lower()
+    if name := next((name for beginning, name in SUBTRACTED.items() if start.startswith(beginning)), None):
+        return (
+            f"it was trained as {name} (init_lora_weights {start!r}), which changes the model's own weights before it "
+            "starts, and its factors fit those alone. Save it as an ordinary LoRA: peft's "
+            "save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+        )
+    if start.startswith("loftq"):
+        return (
+            "it was trained as LoftQ (init_lora_weights 'loftq') on a model whose weights were replaced by quantised "
+            "ones, and its factors fit those alone. Merge it into that model, and load the merged one"
+        )
+    if not start.startswith(UNCHANGED):
+        return (
+            f"its settings say init_lora_weights {start[:40]!r}; whether that changes the model's own weights is not "
+            "known. Save it as an ordinary LoRA (init_lora_weights true)"
+        )
+    if variant := next((VARIANTS[key] for key in VARIANTS if said.get(key)), None):
+        return f"it is {variant}, by peft's settings, which Candela does not apply; use a plain LoRA"
+    return ""
