@@ -259,7 +259,7 @@ def _split(name: str) -> tuple[str, str]:
 
 def with_dots(name: str) -> str:
     """layers_0_feed_forward_w1 -> layers.0.feed_forward.w1: flat names write an underscore for each dot."""
-    return ".".join(re.findall(rf"(?:{'|'.join(WORDS)})(?=_|$)|[^_.]+", name))
+    return ".".join(re.findall(rf"(?:{'|'.join(WORDS)})(?=[_.]|$)|[^_.]+", name))
 
 
 def _inputs(module: LoraModule) -> int | None:
