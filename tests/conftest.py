@@ -14,6 +14,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 
 from candela import Engine, Request
 from candela.checkpoints.catalogue import DEMO_FOLDER
@@ -38,11 +39,13 @@ def demo() -> Engine:
 def tiny_models(tmp_path_factory) -> dict[str, Path]:
     """A folder per family; read only."""
     root = tmp_path_factory.mktemp("models")
-    return {
-        "z-image": tiny.z_image(root / "z-image"),
-        "lumina-image-2": tiny.lumina_image_2(root / "lumina-image-2"),
-        "lumina-next": tiny.lumina_next(root / "lumina-next"),
-    }
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # biases are as torch draws them
+        return {
+            "z-image": tiny.z_image(root / "z-image"),
+            "lumina-image-2": tiny.lumina_image_2(root / "lumina-image-2"),
+            "lumina-next": tiny.lumina_next(root / "lumina-next"),
+        }
 
 
 @pytest.fixture

@@ -10,17 +10,21 @@ networks/lokr.py), OneTrainer (modules/util/convert_lora_util.py, modules/module
 from __future__ import annotations
 
 import copy
-import warnings
 from pathlib import Path
 from typing import Any
 
+import lycoris.kohya
+import lycoris.logging
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.training_utils import _collate_lora_metadata
+from peft import get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from candela import Engine, Lora, Request
 
+lycoris.logging.logger.setLevel("ERROR")
 PROMPT = "a red star"
 SIZE, STEPS, SEED = 64, 2, 3
 # What trainers train: the matrices of attention and feed-forward. 28 in the tiny Z-Image.
@@ -87,19 +91,17 @@ class Bench:
             self.engine.set_loras([])
 
 
-def with_peft(bench: Bench, folder: Path, config: Any, **saved: Any) -> tuple[Path, np.ndarray]:
-    """Trained with peft and saved by it -> its file, and the picture of its own forward."""
-    from peft import get_peft_model
+def with_peft(bench: Bench, folder: Path, config: Any, converted: bool = False) -> tuple[Path, np.ndarray]:
+    """Trained with peft and saved by it -> its file, and the picture of its own forward.
 
+    `converted`: as an ordinary LoRA, whatever it started from."""
     torch.manual_seed(0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = get_peft_model(bench.transformer(), config)
-    if saved.pop("initial", False):
-        model.save_pretrained(folder / "initial")
-        saved["path_initial_model_for_weight_conversion"] = str(folder / "initial")
+    model = get_peft_model(bench.transformer(), config)
+    initial = str(folder / "initial") if converted else None
+    if initial:
+        model.save_pretrained(initial)
     bench.train(model.get_base_model(), model.parameters())
-    model.save_pretrained(folder, **saved)
+    model.save_pretrained(folder, path_initial_model_for_weight_conversion=initial)
     return folder / "adapter_model.safetensors", bench.theirs(model.get_base_model())
 
 
@@ -109,21 +111,16 @@ def with_lycoris(
     """Trained with LyCORIS and saved by it -> its file, and the picture of its own forward.
 
     `kohya`: through its module for kohya's scripts, which knows more options."""
-    from lycoris import create_lycoris
-    from lycoris.kohya import create_network
-    from lycoris.logging import logger
-
-    logger.setLevel("ERROR")
     preset = folder / "preset.toml"
     preset.write_text('enable_conv = false\nunet_target_module = ["ZImageTransformerBlock"]\n' if kohya else BLOCKS)
     torch.manual_seed(0)
     transformer = bench.transformer()
     options |= {"algo": algo, "preset": str(preset)}
     if kohya:
-        network = create_network(1.0, dim, alpha, None, [], transformer, **options)
+        network = lycoris.kohya.create_network(1.0, dim, alpha, None, [], transformer, **options)
         network.apply_to([], transformer, False, True)
     else:
-        network = create_lycoris(transformer, 1.0, linear_dim=dim, linear_alpha=alpha, **options)
+        network = lycoris.create_lycoris(transformer, 1.0, linear_dim=dim, linear_alpha=alpha, **options)
         network.apply_to()
     bench.train(transformer, network.parameters())
     path = folder / "lycoris.safetensors"
@@ -136,9 +133,6 @@ BLOCKS = 'enable_conv = false\ntarget_module = ["ZImageTransformerBlock"]\n'
 
 def with_diffusers(bench: Bench, folder: Path, config: Any) -> tuple[Path, np.ndarray]:
     """An adapter of the pipeline's transformer, saved with `save_lora_weights` and its metadata."""
-    from diffusers.training_utils import _collate_lora_metadata
-    from peft import get_peft_model_state_dict
-
     torch.manual_seed(0)
     transformer = bench.transformer()
     transformer.add_adapter(config)
@@ -207,7 +201,9 @@ def musubi_name(flat_name: str) -> str:
 
 def musubi_fused(modules: dict[str, Tensors]) -> dict[str, Tensors]:
     """convert_z_image_lora_to_comfy.py: query, key and value in one product of three times the rank and alpha."""
-    found = {name.replace("to_out.0", "out"): own for name, own in modules.items() if name.rpartition(".")[2] not in QKV}
+    found = {
+        name.replace("to_out.0", "out"): own for name, own in modules.items() if name.rpartition(".")[2] not in QKV
+    }
     for name in [name for name in modules if name.endswith(".to_q")]:
         parts = [modules[name.removesuffix("to_q") + part] for part in QKV]
         diagonal, stacked = ("lora_up.weight",), ("lora_down.weight",)

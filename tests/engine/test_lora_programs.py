@@ -37,10 +37,10 @@ Trained = tuple[Path, np.ndarray]
 Write = Callable[[Bench, Path], Trained]
 
 
-def peft(make: type = LoraConfig, initial: bool = False, **options) -> Write:
+def peft(make: type = LoraConfig, converted: bool = False, **options) -> Write:
     kind = {"lora_alpha": ALPHA} if make is LoraConfig else {"alpha": ALPHA}
     config = {"r": RANK, "target_modules": TARGETS} | kind | options
-    return lambda bench, folder: with_peft(bench, folder, make(**config), initial=initial)
+    return lambda bench, folder: with_peft(bench, folder, make(**config), converted=converted)
 
 
 def diffusers(**options) -> Write:
@@ -64,7 +64,9 @@ def rewritten(write: Write, spell: Callable[[dict], dict]) -> Write:
 
 def exported_for_kohya(bench: Bench, folder: Path, **options) -> Trained:
     """diffusers' convert_state_dict_to_kohya writes the rank for alpha, as an int64: the picture is that of B A."""
-    path, picture = with_diffusers(bench, folder, LoraConfig(r=RANK, lora_alpha=RANK, target_modules=TARGETS, **options))
+    path, picture = with_diffusers(
+        bench, folder, LoraConfig(r=RANK, lora_alpha=RANK, target_modules=TARGETS, **options)
+    )
     return save(folder / "kohya.safetensors", convert_state_dict_to_kohya(load_file(path))), picture
 
 
@@ -94,7 +96,9 @@ def one_trainer_diffusers(modules: dict) -> dict:
 def ai_toolkit_dora(modules: dict) -> dict:
     """DoRA.py: magnitudes [out], no alpha."""
     tensors = dotted("diffusion_model.", folded(modules), AB)
-    return {name.replace("dora_scale", "magnitude"): t.flatten() if "dora" in name else t for name, t in tensors.items()}
+    return {
+        name.replace("dora_scale", "magnitude"): t.flatten() if "dora" in name else t for name, t in tensors.items()
+    }
 
 
 def ai_toolkit_lokr(bench: Bench, folder: Path) -> Trained:
@@ -168,9 +172,9 @@ Z_IMAGE: dict[str, Write] = {
     ),
     "peft LoRA, orthogonal": peft(init_lora_weights="orthogonal"),
     "peft MiCA": peft(init_lora_weights="mica"),
-    "peft PiSSA, converted": peft(init_lora_weights="pissa", initial=True),
-    "peft PiSSA, rsLoRA, converted": peft(init_lora_weights="pissa", use_rslora=True, initial=True),
-    "peft OLoRA, patterns, converted": peft(init_lora_weights="olora", initial=True, **PATTERNS),
+    "peft PiSSA, converted": peft(init_lora_weights="pissa", converted=True),
+    "peft PiSSA, rsLoRA, converted": peft(init_lora_weights="pissa", use_rslora=True, converted=True),
+    "peft OLoRA, patterns, converted": peft(init_lora_weights="olora", converted=True, **PATTERNS),
     "peft DoRA": peft(use_dora=True),
     "peft DoRA, rsLoRA, patterns": peft(use_dora=True, use_rslora=True, **PATTERNS),
     "peft LoHa": peft(LoHaConfig),

@@ -151,7 +151,8 @@ class LoraFile:
         Raises:
             MismatchedModel: the file's alpha is another than that of the settings.
         """
-        settings, rank = self.settings, module.rank
+        settings = self.settings
+        rank: float | None = module.rank
         if settings is not None:
             said = settings.alpha_of(module.stored)
             if alpha is not None and alpha != said:

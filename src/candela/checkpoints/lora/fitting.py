@@ -236,7 +236,7 @@ def _refuse_unknown(lora: LoraFile) -> None:
 
 
 def _refuse_settings(lora: LoraFile) -> None:
-    """What peft keeps beside the tensors: it is there where it is needed, it fits them, and it is one that is applied."""
+    """What peft keeps beside the tensors is there where it is needed, fits them, and is of a kind that is applied."""
     settings = lora.settings
     if settings is None:
         lost = [each for each in lora.modules if each.stored.startswith(PEFT) and "alpha" not in each.tensors]

@@ -11,8 +11,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import regex
-
 from candela.checkpoints.headers import Header
 from candela.errors import CheckpointError
 
@@ -89,7 +87,7 @@ def read_settings(header: Header, modules: Iterable[str]) -> Settings | None:
         if not said:
             return None
         return _settings(said, [name_for_peft(stored) for stored in modules])
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError, TimeoutError, regex.error) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, TimeoutError) as error:
         raise CheckpointError(
             f"{header.path}: the LoRA's settings, as peft writes them, cannot be used ({str(error)[:200]}). "
             "Download it again, or save it with an alpha tensor for each module"
@@ -98,7 +96,9 @@ def read_settings(header: Header, modules: Iterable[str]) -> Settings | None:
 
 def _of_the_transformer(metadata: dict[str, Any]) -> dict[str, Any]:
     """A pipeline's LoRA says transformer.r; a transformer's own (save_lora_adapter) says r."""
-    own = {name.removeprefix("transformer."): each for name, each in metadata.items() if name.startswith("transformer.")}
+    own = {
+        name.removeprefix("transformer."): each for name, each in metadata.items() if name.startswith("transformer.")
+    }
     return own or {name: each for name, each in metadata.items() if "." not in name}
 
 
@@ -131,13 +131,20 @@ def _number(value: Any) -> float:
 
 def _by_name(patterns: dict[str, Any], names: list[str], deadline: float) -> dict[str, float]:
     """As peft.utils.other.get_pattern_key: the first pattern that a name, or an end of it behind a dot, matches."""
+    if not patterns:
+        return {}
     if odd := next((key for key in patterns if len(key) > LONGEST_PATTERN), None):
         raise ValueError(f"the pattern {odd[:60]!r}... is longer than {LONGEST_PATTERN} characters")
+    import regex  # here: most files have no patterns
+
     expressions = {}
     for key, value in patterns.items():
         _left(deadline)
-        expressions[regex.compile(rf"(.*\.)?({key})$")] = _number(value)
-    found = {}
+        try:
+            expressions[regex.compile(rf"(.*\.)?({key})$")] = _number(value)
+        except regex.error as error:
+            raise ValueError(f"the pattern {key!r} is no regular expression: {error}") from error
+    found: dict[str, float] = {}
     for name in names:
         for expression, value in expressions.items():
             if expression.match(name, timeout=_left(deadline)):
