@@ -30,6 +30,7 @@ VARIANTS = {
     "use_bdlora": "BD-LoRA",
     "use_qalora": "QALoRA",
 }
+LARGEST = 1 << 23  # bytes of adapter_config.json
 LONGEST_PATTERN = 500  # characters
 PATTERN_SECONDS = 1.0  # for all of a file's patterns and modules: a stranger's expression can run for ever
 
@@ -74,20 +75,22 @@ def read_settings(header: Header, modules: Iterable[str]) -> Settings | None:
     """None: there are none. `modules`: as the file spells them.
 
     Raises:
-        CheckpointError: they are not what peft writes, or their patterns do not come to an end.
+        CheckpointError: they are not what peft writes, or their patterns take too long.
     """
     beside = header.path.with_name("adapter_config.json")
     try:
         if text := header.metadata.get("lora_adapter_metadata"):
             said = _of_the_transformer(json.loads(text))
         elif header.path.name.startswith("adapter_model") and beside.is_file():
+            if (size := beside.stat().st_size) > LARGEST:
+                raise ValueError(f"{beside.name} has {size:,} bytes; real ones have some thousands")
             said = dict(json.loads(beside.read_text(encoding="utf-8")))
         else:
             return None
         if not said:
             return None
         return _settings(said, [name_for_peft(stored) for stored in modules])
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError, TimeoutError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{header.path}: the LoRA's settings, as peft writes them, cannot be used ({str(error)[:200]}). "
             "Download it again, or save it with an alpha tensor for each module"
@@ -130,37 +133,37 @@ def _number(value: Any) -> float:
 
 
 def _by_name(patterns: dict[str, Any], names: list[str], deadline: float) -> dict[str, float]:
-    """As peft.utils.other.get_pattern_key: the first pattern that a name, or an end of it behind a dot, matches."""
+    """As peft.utils.other.get_pattern_key: the first pattern that a name, or an end of it behind a dot, matches.
+
+    Raises:
+        ValueError: no regular expressions, or ones that take too long.
+    """
     if not patterns:
         return {}
-    if odd := next((key for key in patterns if len(key) > LONGEST_PATTERN), None):
-        raise ValueError(f"the pattern {odd[:60]!r}... is longer than {LONGEST_PATTERN} characters")
     import regex  # here: most files have no patterns
 
-    expressions = {}
-    for key, value in patterns.items():
-        _left(deadline)
-        try:
+    if odd := next((key for key in patterns if len(key) > LONGEST_PATTERN), None):
+        raise ValueError(f"the pattern {odd[:60]!r}... is longer than {LONGEST_PATTERN} characters")
+
+    def left() -> float:
+        if (seconds := deadline - time.monotonic()) <= 0:
+            raise TimeoutError
+        return seconds
+
+    expressions, found = {}, {}
+    try:
+        for key, value in patterns.items():
+            left()
             expressions[regex.compile(rf"(.*\.)?({key})$")] = _number(value)
-        except regex.error as error:
-            raise ValueError(f"the pattern {key!r} is no regular expression: {error}") from error
-    found: dict[str, float] = {}
-    for name in names:
-        for expression, value in expressions.items():
-            if expression.match(name, timeout=_left(deadline)):
+        for name in names:
+            matches = (value for expression, value in expressions.items() if expression.match(name, timeout=left()))
+            if (value := next(matches, None)) is not None:
                 found[name] = value
-                break
+    except regex.error as error:
+        raise ValueError(f"the pattern {key!r} is no regular expression: {error}") from error
+    except TimeoutError as error:
+        raise ValueError(f"its patterns take longer than {PATTERN_SECONDS:g} s") from error
     return found
-
-
-def _left(deadline: float) -> float:
-    """
-    Raises:
-        TimeoutError: nothing.
-    """
-    if (left := deadline - time.monotonic()) <= 0:
-        raise TimeoutError(f"its patterns take longer than {PATTERN_SECONDS:g} s")
-    return left
 
 
 def _refused(kind: str, said: dict[str, Any]) -> str:
