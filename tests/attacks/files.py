@@ -297,6 +297,21 @@ file_attack(
     OK,
     MISMATCHED,
 )
+for label, patterns in {
+    "run_away": {"((((a{1,1000}){1,1000}){1,1000}){1,1000})x": 1},
+    "many": {f"{'a?' * 60}{number}": 1 for number in range(50_000)},
+    "nested": {"(" * 240 + "a" + "+)" * 240 + "b": 1},
+}.items():
+    file_attack(
+        f"lora_patterns_{label}",
+        "a LoRA whose settings hold regular expressions that take for ever",
+        lambda patterns=patterns: packed(
+            {f"transformer.{'a' * 60}{k}.lora_A.weight": entry(shape=[0, 4], offsets=(0, 0)) for k in range(100)}
+            | {"__metadata__": {"lora_adapter_metadata": json.dumps({"lora_alpha": 1, "alpha_pattern": patterns})}}
+        ),
+        OK,
+        MISMATCHED,
+    )
 file_attack(
     "escapes_in_duplicates",
     "an error about a name that would clear the screen",
