@@ -173,6 +173,25 @@ def test_a_changed_file_is_read_again(engine, tmp_path):
     assert not torch.equal(latents(engine), first)
 
 
+def test_changed_settings_beside_it_are_read_again(engine, tmp_path):
+    path, _ = write(tmp_path, engine, "adapter_model", seed=1)
+    settings = path.with_name("adapter_config.json")
+    pictures, hashes = [], []
+    for alpha in (3, 12):
+        settings.write_text(f'{{"r": 3, "lora_alpha": {alpha}}}')
+        (report,) = engine.set_loras([Lora(path)])
+        pictures.append(latents(engine))
+        hashes.append(report.sha256)
+    assert not torch.equal(*pictures)
+    assert hashes[0] != hashes[1]
+
+
+def test_an_alpha_of_nought(engine, tmp_path):
+    path, _ = write(tmp_path, engine, fmt=Format("transformer.", alpha=0.0))
+    with pytest.raises(MismatchedModel, match=r"has the alpha 0, which some programs take for its rank"):
+        engine.set_loras([Lora(path)])
+
+
 def test_a_set_that_fails_leaves_the_one_before(engine, tmp_path):
     good, _ = write(tmp_path, engine)
     engine.set_loras([Lora(good)])
@@ -261,7 +280,7 @@ def test_pictures_carry_them(engine, tmp_path):
     record = engine.generate(SMALL).records[0]
     (lora,) = record.loras
     assert (lora.path, lora.strength, lora.sha256) == (str(path), 0.25, report.sha256)
-    assert report.sha256 == file_sha256.__wrapped__(str(path), (0, 0))
+    assert report.sha256 == file_sha256.__wrapped__(str(path), ())
     assert "LoRA: lora 0.25" in record.parameters()
     assert type(record).from_json(record.to_json()) == record
 

@@ -263,3 +263,9 @@ def test_the_picture_is_that_of_the_program(benches, tmp_path, family, name):
     print(f"\n{family:15} {name:50} changes {effect:3}/255, differs by {difference}/255", end="")
     assert effect > 40, "the LoRA changes too little to tell one strength from another"
     assert difference <= 1
+
+
+def test_the_documentation_lists_what_is_compared():
+    text = (Path(__file__).parents[2] / "docs" / "lora.md").read_text(encoding="utf-8")
+    table = text.partition("| model | trained and saved by |\n|---|---|\n")[2].partition("\n\n")[0]
+    assert table.splitlines() == [f"| {family} | {name} |" for family, name in CASES]

@@ -211,14 +211,15 @@ def lora_file(name: str) -> str:
 
 
 def lora_fingerprint(name: str) -> str:
-    """Changes when the file does.
+    """Changes when the file does, or peft's settings beside it.
 
     Raises:
         ModelNotFound: as `lora_file`.
     """
+    from candela.engine.adapters import stamp
+
     path = lora_file(name)
-    stat = os.stat(path)
-    return f"{path} {stat.st_size} {stat.st_mtime_ns}"
+    return f"{path} {stamp(Path(path))}"
 
 
 def _roots() -> list[str]:

@@ -16,11 +16,12 @@ import torch
 
 from candela.checkpoints import Checkpoint
 from candela.checkpoints.architectures import TRANSFORMERS, Architecture
-from candela.checkpoints.lora import Lora, LoraFile, Placement, fit, read_lora
+from candela.checkpoints.lora import Lora, LoraFile, Placement, fit, read_lora, settings_file
 from candela.engine.deltas import Addition, Additions, Decomposed, Tensors, delta_from
 from candela.engine.residency import Residency
 from candela.errors import DamagedFile, InvalidRequest, MismatchedModel
 
+Stamp = tuple[tuple[int, int], ...]  # size and time of each file
 CHILD = "candela_loras"  # the name under which a module holds what is added to it
 
 
@@ -31,7 +32,7 @@ class AppliedLora:
     Attributes:
         path: of its file, absolute.
         strength: as asked for.
-        sha256: of the file.
+        sha256: of the file, with peft's settings beside it.
         modules: how many of the model's modules it changes: all that the file has something for.
         naming, kinds, ranks: as `LoraFile` says.
     """
@@ -55,7 +56,7 @@ class Adapters:
         self.transformer, self.family, self.dtype, self.residency = transformer, family, dtype, residency
         self.architecture = architecture_of(type(transformer).__name__)
         self.applied: tuple[AppliedLora, ...] = ()
-        self._state: list[tuple[Lora, tuple[int, int]]] = []
+        self._state: list[tuple[Lora, Stamp]] = []
         self._handles: dict[str, Any] = {}
 
     def fit(self, lora: Lora) -> tuple[LoraFile, tuple[Placement, ...]]:
@@ -236,16 +237,20 @@ def _device(linear: torch.nn.Module) -> torch.device:
     return next(itertools.chain(linear.parameters(), linear.buffers())).device
 
 
-def stamp(path: Path) -> tuple[int, int]:
-    """Changes when the file does."""
-    stat = os.stat(path)
-    return stat.st_size, stat.st_mtime_ns
+def stamp(path: Path) -> Stamp:
+    """Changes when the file does, or peft's settings beside it."""
+    stats = [os.stat(each) for each in (path, settings_file(path)) if each is not None]
+    return tuple((stat.st_size, stat.st_mtime_ns) for stat in stats)
 
 
 @functools.lru_cache(maxsize=64)
-def file_sha256(path: str, stamp: tuple[int, int]) -> str:
+def file_sha256(path: str, stamp: Stamp) -> str:
+    """Of the file, and of peft's settings beside it where they are there: both make the picture."""
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.file_digest(file, "sha256")
+    if (settings := settings_file(Path(path))) is not None:
+        digest.update(settings.read_bytes())
+    return digest.hexdigest()
 
 
 def checked(loras: Sequence[Lora]) -> tuple[Lora, ...]:

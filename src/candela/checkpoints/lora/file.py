@@ -149,8 +149,13 @@ class LoraFile:
         for its rank. Where peft's settings came along, theirs count: then such a LoKr is divided by their r.
 
         Raises:
-            MismatchedModel: the file's alpha is another than that of the settings.
+            MismatchedModel: the file's alpha is another than that of the settings, or nought.
         """
+        if alpha == 0:
+            raise MismatchedModel(
+                f"{self.path}: {module.stored} has the alpha 0, which some programs take for its rank and others for "
+                "no strength at all. Save it with the alpha that is meant"
+            )
         settings = self.settings
         rank: float | None = module.rank
         if settings is not None:

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from candela.checkpoints.headers import Header
@@ -71,17 +72,23 @@ def name_for_peft(stored: str) -> str:
     return stored
 
 
+def settings_file(path: Path) -> Path | None:
+    """The file beside a LoRA in which peft keeps its settings, if it is there."""
+    beside = path.with_name("adapter_config.json")
+    return beside if path.name.startswith("adapter_model") and beside.is_file() else None
+
+
 def read_settings(header: Header, modules: Iterable[str]) -> Settings | None:
     """None: there are none. `modules`: as the file spells them.
 
     Raises:
         CheckpointError: they are not what peft writes, or their patterns take too long.
     """
-    beside = header.path.with_name("adapter_config.json")
+    beside = settings_file(header.path)
     try:
         if text := header.metadata.get("lora_adapter_metadata"):
             said = _of_the_transformer(json.loads(text))
-        elif header.path.name.startswith("adapter_model") and beside.is_file():
+        elif beside is not None:
             if (size := beside.stat().st_size) > LARGEST:
                 raise ValueError(f"{beside.name} has {size:,} bytes; real ones have some thousands")
             said = dict(json.loads(beside.read_text(encoding="utf-8")))
