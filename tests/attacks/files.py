@@ -307,7 +307,11 @@ for label, patterns in {
         "a LoRA whose settings hold regular expressions that take for ever",
         lambda patterns=patterns: packed(
             {f"transformer.{'a' * 60}{k}.lora_A.weight": entry(shape=[0, 4], offsets=(0, 0)) for k in range(100)}
-            | {"__metadata__": {"lora_adapter_metadata": json.dumps({"lora_alpha": 1, "alpha_pattern": patterns})}}
+            | {
+                "__metadata__": {
+                    "lora_adapter_metadata": json.dumps({"r": 4, "lora_alpha": 1, "alpha_pattern": patterns})
+                }
+            }
         ),
         OK,
         MISMATCHED,

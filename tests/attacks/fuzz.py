@@ -125,7 +125,7 @@ def seeds(form: str) -> list[bytes]:
         ]
         return [files.gguf(entries[: k + 1], some) for k, some in enumerate(tensors)] + [files.sound_gguf()]
     metadata = {"config": '{"transformer": {"dim": 3, "n_layers": 2}}', "modelspec.title": "turbo", "format": "pt"}
-    settings = {"lora_adapter_metadata": json.dumps({"lora_alpha": 4, "alpha_pattern": {"layers.0": 2}})}
+    settings = {"lora_adapter_metadata": json.dumps({"r": 4, "lora_alpha": 4, "alpha_pattern": {"layers.0": 2}})}
     return [files.plain()] + [files.file_of(some, metadata | settings if k else None) for k, some in enumerate(lists)]
 
 

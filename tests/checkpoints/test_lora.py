@@ -230,7 +230,8 @@ def test_files_that_are_none(tmp_path):
         "[1]",
         '{"transformer.alpha_pattern": [1]}',
         '{"transformer.lora_alpha": NaN}',
-        '{"transformer.lora_alpha": 1, "transformer.alpha_pattern": {"(": 1}}',
+        '{"transformer.r": 8, "transformer.lora_alpha": 1, "transformer.alpha_pattern": {"(": 1}}',
+        '{"transformer.lora_alpha": 8}',
         '{"transformer.r": 8}',
     ],
 )

@@ -131,16 +131,16 @@ def test_factors_that_fit_the_model_as_it_is(transformer, tmp_path, start):
 REFUSED = {
     "corda": ({"init_lora_weights": "corda"}, "trained as CorDA .*path_initial_model"),
     "lora_ga": ({"init_lora_weights": "lora_ga"}, "trained as LoRA-GA .*path_initial_model"),
-    "loftq": ({"init_lora_weights": "loftq"}, "trained as LoftQ .*Merge it"),
+    "loftq": ({"init_lora_weights": "loftq"}, "trained as LoftQ .*Load the model that it was merged into"),
     "unheard of": (
         {"init_lora_weights": "zorro"},
-        "'zorro'; whether that changes the model's own weights is not known",
+        "'zorro' among .*; whether that changes the model's own weights is not known",
     ),
-    "QALoRA": ({"use_qalora": True}, "it is QALoRA, by peft's settings"),
-    "aLoRA": ({"alora_invocation_tokens": [1]}, "it is Activated LoRA, by peft's settings"),
-    "parameters": ({"target_parameters": ["to_q.weight"]}, "it is a LoRA of parameters"),
-    "replicated": ({"layer_replication": [[0, 1], [0, 1]]}, "it is a LoRA of replicated layers"),
-    "X-LoRA": ({"peft_type": "XLORA"}, "it is XLORA, by peft's settings"),
+    "QALoRA": ({"use_qalora": True}, " is QALoRA, by peft's settings"),
+    "aLoRA": ({"alora_invocation_tokens": [1]}, " is Activated LoRA, by peft's settings"),
+    "parameters": ({"target_parameters": ["to_q.weight"]}, " is a LoRA of parameters"),
+    "replicated": ({"layer_replication": [[0, 1], [0, 1]]}, " is a LoRA of replicated layers"),
+    "X-LoRA": ({"peft_type": "XLORA"}, " is XLORA, by peft's settings"),
     "LoHa's settings": ({"peft_type": "LOHA", "alpha": 3}, "is lora, and loha by peft's settings"),
     "another rank": ({"r": 8}, "has the rank 4, and 8 by peft's settings"),
     "another rank by pattern": ({"rank_pattern": {"w1": 2}}, "w1 has the rank 4, and 2 by peft's settings"),
@@ -176,7 +176,7 @@ BESIDE = {
     "modules_to_save": (peft.LoraConfig(modules_to_save=["to_k"], **LORA), r"to_k.weight.*modules_to_save"),
     "BD-LoRA": (
         peft.LoraConfig(use_bdlora=BdLoraConfig(nblocks=2, target_modules_bd_a=["to_q"]), r=4, target_modules=["to_q"]),
-        "it is BD-LoRA, by peft's settings",
+        " is BD-LoRA, by peft's settings",
     ),
 }
 
@@ -235,7 +235,7 @@ PATTERNS = (
 def test_patterns_as_peft_matches_them(pattern):
     ends = ("attention.to_q", "attention.to_k", "feed_forward.w1")
     names = [f"{part}.{number}.{end}" for part in ("layers", "noise_refiner") for number in (0, 1) for end in ends]
-    settings = _settings({"lora_alpha": 1, "alpha_pattern": {pattern: 2, "to_k": 3}}, names)
+    settings = _settings({"r": 2, "lora_alpha": 1, "alpha_pattern": {pattern: 2, "to_k": 3}}, names)
     for name in names:
         key = peft.utils.other.get_pattern_key([pattern, "to_k"], name)
         assert settings.alpha_of(name) == {pattern: 2, "to_k": 3}.get(key, 1)

@@ -160,7 +160,7 @@ class LoraFile:
         rank: float | None = module.rank
         if settings is not None:
             said = settings.alpha_of(module.stored)
-            if alpha is not None and alpha != said:
+            if alpha is not None and not math.isclose(alpha, said, rel_tol=0.01):  # it may be stored in 16 bits
                 raise MismatchedModel(
                     f"{self.path}: {module.stored} has the alpha {alpha:g}, and {said:g} by peft's settings. Which of "
                     "them is meant is not known; save it with one of them"

@@ -248,7 +248,7 @@ def _refuse_settings(lora: LoraFile) -> None:
             )
         return
     if settings.refused:
-        raise MismatchedModel(f"{lora.path}: {settings.refused}")
+        raise MismatchedModel(f"{lora.path} {settings.refused}")
     for module in lora.modules:
         if module.kind and module.kind.upper() != settings.kind:
             raise MismatchedModel(
@@ -256,7 +256,7 @@ def _refuse_settings(lora: LoraFile) -> None:
                 "do not belong together; keep each LoRA in a folder of its own"
             )
         rank = settings.rank_of(module.stored)
-        if module.rank and rank is not None and rank != module.rank:
+        if module.rank and rank != module.rank:
             raise MismatchedModel(
                 f"{lora.path}: {module.stored} has the rank {module.rank}, and {rank:g} by peft's settings. They do "
                 "not belong together; keep each LoRA in a folder of its own"

@@ -50,7 +50,7 @@ class Settings:
 
     kind: str
     alpha: float
-    rank: float | None = None
+    rank: float
     alphas: Mapping[str, float] = field(default_factory=dict)
     ranks: Mapping[str, float] = field(default_factory=dict)
     rank_stabilised: bool = False
@@ -60,7 +60,7 @@ class Settings:
     def alpha_of(self, stored: str) -> float:
         return self.alphas.get(name_for_peft(stored), self.alpha)
 
-    def rank_of(self, stored: str) -> float | None:
+    def rank_of(self, stored: str) -> float:
         return self.ranks.get(name_for_peft(stored), self.rank)
 
 
@@ -115,16 +115,16 @@ def _of_the_transformer(metadata: dict[str, Any]) -> dict[str, Any]:
 def _settings(said: dict[str, Any], names: list[str]) -> Settings:
     kind = str(said.get("peft_type") or "LORA").rpartition(".")[2].upper()
     if refused := _refused(kind, said):
-        return Settings(kind, 1.0, refused=refused)
+        return Settings(kind, 1.0, 1.0, refused=refused)
     alpha = "lora_alpha" if kind == "LORA" else "alpha"
-    if alpha not in said:
-        raise ValueError(f"{alpha} is missing")
+    if missing := next((key for key in (alpha, "r") if key not in said), None):
+        raise ValueError(f"{missing} is missing")
     deadline = time.monotonic() + PATTERN_SECONDS
     dora = said.get("use_dora")
     return Settings(
         kind,
         _number(said[alpha]),
-        None if said.get("r") is None else _number(said["r"]),
+        _number(said["r"]),
         _by_name(dict(said.get("alpha_pattern") or {}), names, deadline),
         _by_name(dict(said.get("rank_pattern") or {}), names, deadline),
         bool(said.get("use_rslora")),
@@ -174,25 +174,27 @@ def _by_name(patterns: dict[str, Any], names: list[str], deadline: float) -> dic
 
 
 def _refused(kind: str, said: dict[str, Any]) -> str:
+    """Goes on where the file's name ends."""
     if kind not in KINDS:
-        return f"it is {kind}, by peft's settings, which Candela does not apply; use a LoRA, DoRA, LoHa or LoKr"
-    start = str(said.get("init_lora_weights") if kind == "LORA" else said.get("init_weights")).lower()
+        return f"is {kind[:40]}, by peft's settings, which Candela does not apply. Use a LoRA, DoRA, LoHa or LoKr"
+    start = str(said.get("init_lora_weights") if kind == "LORA" else said.get("init_weights")).lower()[:40]
     if name := next((name for beginning, name in SUBTRACTED.items() if start.startswith(beginning)), None):
         return (
-            f"it was trained as {name} (init_lora_weights {start!r}), which changes the model's own weights before it "
-            "starts, and its factors fit those alone. Save it as an ordinary LoRA: peft's "
-            "save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+            f"was trained as {name} (init_lora_weights {start!r}), which changes the model's own weights before it "
+            "starts, and its factors fit those alone. Save it as an ordinary LoRA, with peft's "
+            "save_pretrained(..., path_initial_model_for_weight_conversion=...), or load the model that it was merged "
+            "into"
         )
     if start.startswith("loftq"):
         return (
-            "it was trained as LoftQ (init_lora_weights 'loftq') on a model whose weights were replaced by quantised "
-            "ones, and its factors fit those alone. Merge it into that model, and load the merged one"
+            f"was trained as LoftQ (init_lora_weights {start!r}), on a model whose weights were replaced by quantised "
+            "ones, and its factors fit those alone. Load the model that it was merged into"
         )
     if not start.startswith(UNCHANGED):
         return (
-            f"its settings say init_lora_weights {start[:40]!r}; whether that changes the model's own weights is not "
-            "known. Save it as an ordinary LoRA (init_lora_weights true)"
+            f"has init_lora_weights {start!r} among peft's settings; whether that changes the model's own weights is "
+            "not known. Save it as an ordinary LoRA (init_lora_weights true)"
         )
     if variant := next((VARIANTS[key] for key in VARIANTS if said.get(key)), None):
-        return f"it is {variant}, by peft's settings, which Candela does not apply; use a plain LoRA"
+        return f"is {variant}, by peft's settings, which Candela does not apply. Use a plain LoRA"
     return ""
