@@ -61,6 +61,7 @@ FORMATS = {
     "base_model.model.* (peft)": Format("base_model.model."),
     "base_model.model.*, fused qkv": Format("base_model.model.", fused=True),
     "DoRA, transformer.*.lora_magnitude_vector": Format("transformer.", dora="peft"),
+    "DoRA, diffusion_model.*, lora_magnitude_vector, fused": Format("diffusion_model.", True, dora="peft"),
     "DoRA, lora_unet_*, dora_scale by row, fused": Format("lora_unet_", True, keys=DOWN_UP, alpha=1.0, dora="rows"),
     "DoRA, lycoris_*, dora_scale by column, fused": Format("lycoris_", True, keys=DOWN_UP, alpha=1.0, dora="columns"),
     "LoKr, lycoris_*, fused qkv": Format("lycoris_", True, "lokr", alpha=1.0),
