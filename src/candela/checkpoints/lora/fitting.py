@@ -239,13 +239,7 @@ def _refuse_settings(lora: LoraFile) -> None:
     """What peft keeps beside the tensors is there where it is needed, fits them, and is of a kind that is applied."""
     settings = lora.settings
     if settings is None:
-        lost = [each for each in lora.modules if each.stored.startswith(PEFT) and "alpha" not in each.tensors]
-        if any(each.kind in ("lora", "loha", "lokr") for each in lost):
-            raise MismatchedModel(
-                f"{lora.path} is a LoRA as peft saves it, and peft keeps its strength (alpha) in another file, "
-                "adapter_config.json, which is not beside it. Keep both together under peft's names, "
-                "adapter_model.safetensors and adapter_config.json"
-            )
+        _refuse_lost_settings(lora)
         return
     if settings.refused:
         raise MismatchedModel(f"{lora.path} {settings.refused}")
@@ -266,3 +260,17 @@ def _refuse_settings(lora: LoraFile) -> None:
             raise MismatchedModel(
                 f"{lora.path}: {module.stored} {has}, and by peft's settings it {says} a DoRA (use_dora). Save it again"
             )
+
+
+def _refuse_lost_settings(lora: LoraFile) -> None:
+    lost = [each for each in lora.modules if each.stored.startswith(PEFT) and "alpha" not in each.tensors]
+    if not any(each.kind in ("lora", "loha", "lokr") for each in lost):
+        return
+    remedy = ""
+    if lora.kinds == ("lora",) and len(lora.ranks) == 1:
+        remedy = f'. If it is lost and you know the alpha, write {{"r": {lora.ranks[0]}, "lora_alpha": ALPHA}} into it'
+    raise MismatchedModel(
+        f"{lora.path} is a LoRA as peft saves it, and peft keeps its strength (alpha) in another file, "
+        "adapter_config.json, which is not beside it. Keep both in a folder, under peft's names, "
+        f"adapter_model.safetensors and adapter_config.json{remedy}"
+    )
