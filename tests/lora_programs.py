@@ -4,7 +4,8 @@ peft, LyCORIS and diffusers run here. Of those that cannot be installed the name
 sd-scripts (networks/lora_lumina.py), musubi-tuner (convert_lora.py, networks/convert_z_image_lora_to_comfy.py,
 networks/lokr.py), OneTrainer (modules/util/convert_lora_util.py, modules/module/LoRAModule.py), ai-toolkit
 (toolkit/network_mixins.py, toolkit/models/lokr.py, toolkit/models/DoRA.py), DiffSynth-Studio
-(diffsynth/diffusion/training_module.py); factors that LyCORIS trained are written under those names.
+(diffsynth/diffusion/training_module.py), SimpleTuner (simpletuner/helpers/training/lora_format.py), diffusion-pipe
+(models/lumina_2.py); factors that LyCORIS or peft trained are written under those names.
 """
 
 from __future__ import annotations
@@ -155,8 +156,8 @@ def by_module(path: Path, bench: Bench) -> dict[str, Tensors]:
     return found
 
 
-def save(path: Path, tensors: Tensors) -> Path:
-    save_file({name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}, path)
+def save(path: Path, tensors: Tensors, metadata: dict[str, str] | None = None) -> Path:
+    save_file({name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}, path, metadata)
     return path
 
 

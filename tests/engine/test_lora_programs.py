@@ -16,6 +16,8 @@ from diffusers.utils.state_dict_utils import convert_state_dict_to_kohya
 from peft import LoHaConfig, LoKrConfig, LoraConfig
 from safetensors.torch import load_file
 
+from candela.checkpoints.headers import read_header
+from candela.checkpoints.lora.file import with_dots
 from tests.lora_programs import (
     AB,
     TARGETS,
@@ -122,6 +124,28 @@ def diff_synth(bench: Bench, folder: Path) -> Trained:
         for name, tensor in load_file(path).items()
     }
     return save(folder / "step-1.safetensors", tensors), picture
+
+
+def simple_tuner(bench: Bench, folder: Path) -> Trained:
+    """convert_diffusers_to_comfyui: diffusers' file under ComfyUI's prefix, with its settings and with alphas."""
+    path, picture = with_diffusers(bench, folder, LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS))
+    tensors = {name.replace("transformer.", "diffusion_model."): tensor for name, tensor in load_file(path).items()}
+    modules = {name.partition(".lora_")[0] for name in tensors}
+    tensors |= {f"{name}.alpha": torch.tensor(float(ALPHA)) for name in modules}
+    return save(folder / "simpletuner.safetensors", tensors, read_header(path).metadata), picture
+
+
+def diffusion_pipe_lumina(bench: Bench, folder: Path) -> Trained:
+    """models/lumina_2.py: the authors' names, fused, and peft's settings beside the file."""
+    path, picture = kohya_lumina(bench, folder, split=False)
+    modules: dict[str, dict] = {}
+    for name, tensor in load_file(path).items():
+        module, _, role = name.removeprefix("lora_unet_").partition(".")
+        modules.setdefault(with_dots(module), {})[role] = tensor
+    for own in modules.values():
+        del own["alpha"]
+    LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(modules)).save_pretrained(folder)
+    return save(folder / "adapter_model.safetensors", dotted("diffusion_model.", modules, AB)), picture
 
 
 def kohya_lumina(bench: Bench, folder: Path, split: bool) -> Trained:
@@ -233,6 +257,7 @@ Z_IMAGE: dict[str, Write] = {
     "ai-toolkit DoRA": rewritten(lycoris("lora", dora_wd=True), ai_toolkit_dora),
     "ai-toolkit LoKr, full rank in float16": ai_toolkit_lokr,
     "DiffSynth-Studio LoRA": diff_synth,
+    "SimpleTuner LoRA for ComfyUI": simple_tuner,
 }  # fmt: skip
 LUMINA: dict[str, Write] = {
     "peft LoRA": peft(),
@@ -242,6 +267,7 @@ LUMINA: dict[str, Write] = {
     "diffusers' export for kohya": exported_for_kohya,
     "kohya LoRA": lambda bench, folder: kohya_lumina(bench, folder, split=False),
     "kohya LoRA, split_qkv": lambda bench, folder: kohya_lumina(bench, folder, split=True),
+    "diffusion-pipe LoRA": diffusion_pipe_lumina,
 }
 CASES = {("z-image", name): write for name, write in Z_IMAGE.items()}
 CASES |= {("lumina-image-2", name): write for name, write in LUMINA.items()}
