@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import warnings
 
 import lycoris.logging
@@ -16,8 +17,10 @@ from safetensors.torch import load_file, save_file
 
 from candela import Engine
 from candela.checkpoints.architectures import TRANSFORMERS
+from candela.checkpoints.identity import identify
 from candela.checkpoints.lora import fit, read_lora
 from candela.checkpoints.lora.settings import _settings
+from candela.cli.identify import described
 from candela.engine.adapters import linear_sizes, read_tensors
 from candela.errors import CheckpointError, DamagedFile, MismatchedModel
 
@@ -76,6 +79,7 @@ def test_other_methods_of_peft(transformer, tmp_path, method):
     path = saved_by_peft(transformer, tmp_path, OTHERS[method]())
     with pytest.raises(MismatchedModel, match=f"is no LoRA but {method}: .*Merge it into its model"):
         read_lora(path)
+    assert re.search(f"no model and no LoRA, but {method}, which", "".join(described(identify(path))))
 
 
 @pytest.mark.parametrize(

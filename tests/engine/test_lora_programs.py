@@ -1,7 +1,8 @@
 """A LoRA gives the picture that the program gives which trained it: each kind is trained for some steps, saved by the
-program's own code, and held against the picture of its own forward. Every alpha is another number than the rank.
+program's own code, and held against the picture of its own forward. Every alpha is another number than the rank, but
+where the program makes it the rank.
 
-`pytest tests/engine/test_lora_programs.py -s` prints how far each LoRA moves the picture, and how far ours is from
+`pytest tests/engine/test_lora_programs.py -s -n0` prints how far each LoRA moves the picture, and how far ours is from
 theirs, as the largest difference of a channel of 255."""
 
 from __future__ import annotations

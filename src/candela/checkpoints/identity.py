@@ -15,6 +15,7 @@ from candela.checkpoints.contents import Contents, Found, read_contents
 from candela.checkpoints.folder import read_component, read_folder
 from candela.checkpoints.headers import Header, read_header
 from candela.checkpoints.lora.file import lora_of
+from candela.checkpoints.lora.methods import method_of
 from candela.checkpoints.opening import kind_of
 from candela.checkpoints.resemblance import Resemblance, nearest
 from candela.checkpoints.sanity import number
@@ -80,6 +81,7 @@ class Identity:
         format: safetensors, gguf or diffusers.
         rest: names of tensors that belong to no component found.
         resembles: for an unknown file.
+        method: for an unknown file, the way to adapt a model that is no LoRA (OFT, VeRA, ...), if it is one.
         lora: for a LoRA, of whatever model.
     """
 
@@ -93,6 +95,7 @@ class Identity:
     metadata: dict[str, str] = field(default_factory=dict)
     rest: tuple[str, ...] = ()
     resembles: Resemblance | None = None
+    method: str = ""
     lora: LoraSummary | None = None
 
 
@@ -126,6 +129,7 @@ def _file(contents: Contents) -> Identity:
         str(header.path), "file" if components else "unknown", header.format, header.bytes, len(names), components,
         metadata=metadata, rest=contents.rest if components else (),
         resembles=None if components else nearest(names),
+        method="" if components else (method_of(header.tensors) or ("",))[0],
     )  # fmt: skip
 
 

@@ -110,6 +110,8 @@ def _lines(component: Component) -> list[str]:
 
 def _unknown(identity: Identity) -> list[str]:
     near = identity.resembles
+    if identity.method:
+        return [f"  no model and no LoRA, but {identity.method}, which Candela does not apply"]
     if near is None:
         return ["  unknown: none of its tensors belong to a model that Candela knows"]
     keys = _some(near.keys)
