@@ -232,6 +232,8 @@ def test_files_that_are_none(tmp_path):
         '{"transformer.lora_alpha": NaN}',
         '{"transformer.r": 8, "transformer.lora_alpha": 1, "transformer.alpha_pattern": {"(": 1}}',
         '{"transformer.lora_alpha": 8}',
+        '{"transformer.r": 0, "transformer.lora_alpha": 8}',
+        '{"transformer.r": 8, "transformer.lora_alpha": 8, "transformer.rank_pattern": {"a": -2}}',
         '{"transformer.r": 8}',
     ],
 )

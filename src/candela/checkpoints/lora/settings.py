@@ -16,8 +16,8 @@ from candela.checkpoints.headers import Header
 from candela.errors import CheckpointError
 
 KINDS = ("LORA", "LOHA", "LOKR")
-# What init_lora_weights says of the base model's weights, by how it begins. Those that subtract their first factors
-# from them can be saved as an ordinary LoRA (LoraModel._convert_state_dict_for_initial_model).
+# What init_lora_weights says of the base model's weights. Those that subtract their first factors from them (by how they
+# begin: pissa_niter_4) can be saved as an ordinary LoRA (LoraModel._convert_state_dict_for_initial_model).
 UNCHANGED = ("true", "false", "none", "gaussian", "eva", "orthogonal", "mica", "lycoris")
 SUBTRACTED = {"pissa": "PiSSA", "olora": "OLoRA", "corda": "CorDA", "lora_ga": "LoRA-GA"}
 # Settings of peft's LoRA under which its factors mean something else than W + s B A.
@@ -120,13 +120,17 @@ def _settings(said: dict[str, Any], names: list[str]) -> Settings:
     if missing := next((key for key in (alpha, "r") if key not in said), None):
         raise ValueError(f"{missing} is missing")
     deadline = time.monotonic() + PATTERN_SECONDS
-    dora = said.get("use_dora")
+    dora, rank = said.get("use_dora"), _number(said["r"])
+    alphas = _by_name(dict(said.get("alpha_pattern") or {}), names, deadline)
+    ranks = _by_name(dict(said.get("rank_pattern") or {}), names, deadline)
+    if (least := min([rank, *ranks.values()])) <= 0:
+        raise ValueError(f"the rank {least:g} is not above 0")
     return Settings(
         kind,
         _number(said[alpha]),
-        _number(said["r"]),
-        _by_name(dict(said.get("alpha_pattern") or {}), names, deadline),
-        _by_name(dict(said.get("rank_pattern") or {}), names, deadline),
+        rank,
+        alphas,
+        ranks,
         bool(said.get("use_rslora")),
         None if dora is None else bool(dora),
     )
@@ -190,7 +194,7 @@ def _refused(kind: str, said: dict[str, Any]) -> str:
             f"was trained as LoftQ (init_lora_weights {start!r}), on a model whose weights were replaced by quantised "
             "ones, and its factors fit those alone. Load the model that it was merged into"
         )
-    if not start.startswith(UNCHANGED):
+    if start not in UNCHANGED:
         return (
             f"has init_lora_weights {start!r} among peft's settings; whether that changes the model's own weights is "
             "not known. Save it as an ordinary LoRA (init_lora_weights true)"
