@@ -16,7 +16,7 @@ from candela.checkpoints.headers import Header
 from candela.errors import CheckpointError
 
 KINDS = ("LORA", "LOHA", "LOKR")
-# What init_lora_weights says of the base model's weights. Those that subtract their first factors from them (by how they
+# What init_lora_weights says of the model's own weights. Those that subtract their first factors from them (by how they
 # begin: pissa_niter_4) can be saved as an ordinary LoRA (LoraModel._convert_state_dict_for_initial_model).
 UNCHANGED = ("true", "false", "none", "gaussian", "eva", "orthogonal", "mica", "lycoris")
 SUBTRACTED = {"pissa": "PiSSA", "olora": "OLoRA", "corda": "CorDA", "lora_ga": "LoRA-GA"}
