@@ -15,7 +15,7 @@ def reporter() -> OnStep:
     bar = comfy.utils.ProgressBar(1)
 
     def on_step(step: Step) -> None:
-        pictures = step.preview()
+        pictures = step.preview(1)  # as many as are shown
         shown = ("JPEG", pictures[0], args.preview_size) if pictures else None
         bar.update_absolute(step.index, step.steps, shown)
 

@@ -394,7 +394,7 @@ class Engine:
         with self._lock, torch.no_grad(), memory.mapped(self.device):
             if self._previewer is None:
                 self.residency.need("vae", preview.PIXELS)
-                self._previewer = preview.previewer(self.components.vae, self.device)
+                self._previewer = preview.previewer(self.components.vae, self.device, self.dtype)
 
     # --- parts ------------------------------------------------------------------------------
 
@@ -469,7 +469,7 @@ class Engine:
 
     def _preview(self, latents: torch.Tensor) -> list[Image.Image]:
         if self._previewer is None:
-            self._previewer = preview.previewer(self.components.vae, self.device)
+            self._previewer = preview.previewer(self.components.vae, self.device, self.dtype)
         return self._previewer(latents, self.family.to_raw(self.components.vae, latents))
 
     def _record(self, full: Request, index: int) -> Record:

@@ -25,20 +25,22 @@ FLUX = {"latent_channels": 16, "scaling_factor": 0.3611, "shift_factor": 0.1159}
 Previewer = Callable[[torch.Tensor, torch.Tensor], list[Image.Image]]
 
 
-def previewer(vae: Any, device: torch.device) -> Previewer:
-    """The best there is for `vae`; a decoder that cannot be loaded is told as a warning."""
+def previewer(vae: Any, device: torch.device, dtype: torch.dtype) -> Previewer:
+    """The best there is for `vae`, in the transformer's `dtype`; a decoder that cannot be loaded is told as a
+    warning."""
     if all(vae.config.get(key) == value for key, value in FLUX.items()):
         try:
             if folder := preview_decoder():
-                return _tiny(folder, device)
+                return _tiny(folder, device, dtype)
         except DamagedFile as error:
             warnings.warn(f"previews are small and rough: {error}", CandelaWarning, stacklevel=2)
     projection = fit(vae)
     return lambda latents, raw: render(raw, projection)
 
 
-def _tiny(folder: Path, device: torch.device) -> Previewer:
-    """TAEF1 (github.com/madebyollin/taesd): 1.2 million parameters that decode latents in the model's scale.
+def _tiny(folder: Path, device: torch.device, dtype: torch.dtype) -> Previewer:
+    """TAEF1 (github.com/madebyollin/taesd): 1.2 million parameters that decode latents in the model's scale, one
+    picture at a time.
 
     Raises:
         DamagedFile: it cannot be loaded.
@@ -54,12 +56,15 @@ def _tiny(folder: Path, device: torch.device) -> Previewer:
             f"the preview decoder in {folder} cannot be loaded ({said or type(error).__name__}). Bring it again: "
             "candela install taef1"
         ) from error
-    decoder = decoder.to(device).eval()
+    decoder = decoder.to(device, dtype).eval()
 
     @torch.no_grad()
     def decode(latents: torch.Tensor, raw: torch.Tensor) -> list[Image.Image]:
-        pixels = decoder.decode(latents.to(device, decoder.dtype), return_dict=False)[0]
-        return VaeImageProcessor().postprocess(pixels.float().clamp(-1, 1), output_type="pil")
+        pictures = []
+        for single in latents.to(device, dtype).split(1):
+            pixels = decoder.decode(single, return_dict=False)[0].float().clamp(-1, 1)
+            pictures += VaeImageProcessor().postprocess(pixels, output_type="pil")
+        return pictures
 
     return decode
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from candela.engine.pace import Pace
 from candela.errors import Cancelled, GenerationError
 from candela.families import Predictor
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One finished step of a run, as the step callback gets it.
+    """One finished step of a run, as the step callback gets it. On a GPU the next one is at work by then.
 
     Attributes:
         index, steps: 1-based, of how many.
-        seconds: this step took.
+        seconds: this step took on the device.
         denoised: the model's present estimate of the finished latents, float32 [B, C, h, w] in its own scale.
     """
 
@@ -32,9 +32,11 @@ class Step:
     denoised: torch.Tensor
     _preview: Callable[[torch.Tensor], list[Image.Image]]
 
-    def preview(self) -> list[Image.Image]:
-        """One small picture per image, an eighth of its size, from a linear reading of the latents."""
-        return self._preview(self.denoised)
+    def preview(self, pictures: int | None = None) -> list[Image.Image]:
+        """What the first `pictures` of the batch look like by now, without it all of them: small ones, an eighth of
+        their size, from a linear reading of the latents, or whole ones where TAEF1 is installed (docs/memory.md says
+        what that takes)."""
+        return self._preview(self.denoised[:pictures])
 
 
 OnStep = Callable[[Step], None]
@@ -82,11 +84,16 @@ def denoise(
     """
     timesteps = scheduler.timesteps[first:]
     scheduler.set_begin_index(first)
+    pace, tell = Pace(noise.device), on_step or (lambda step: None)
+
+    def told(index: int, denoised: torch.Tensor) -> Callable[[float], None]:
+        return lambda seconds: tell(Step(index, len(timesteps), seconds, denoised, preview))
+
     latents = noise if start is None else scheduler.scale_noise(start.latents, timesteps[:1], noise)
     for index, timestep in enumerate(timesteps):
         if cancelled is not None and cancelled():
-            raise Cancelled(index, len(timesteps))
-        began = time.perf_counter()
+            raise Cancelled(index - pace.queued, len(timesteps))
+        pace.begin()
         velocity = predict(latents, timestep)
         before = latents
         latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
@@ -95,9 +102,8 @@ def denoise(
             if index + 1 < len(timesteps):
                 kept = scheduler.scale_noise(kept, timesteps[index + 1 : index + 2], noise)
             latents = start.mask * latents + (1 - start.mask) * kept
-        if on_step is not None:
-            denoised = before - timestep / 1000 * velocity
-            on_step(Step(index + 1, len(timesteps), time.perf_counter() - began, denoised, preview))
+        pace.end(told(index + 1, before - timestep / 1000 * velocity))
+    pace.finish()
     return latents
 
 

@@ -77,11 +77,11 @@ class Ahead(Turn):
         if number in self.copied:
             self._computing().wait_event(self.copied[number])
         self.now = number
-        if (following := self._following(number)) is not None and len(self.slots) != 1:
+        if (following := self._following(number)) is not None:
             self._fetch(following)
 
     def end(self) -> None:
-        self._computing().wait_stream(self.copying)  # whoever gets the slots' memory next, comes after the last copy
+        self._computing().wait_stream(self.copying)  # whoever computes with what is there, comes after the last copy
 
     def _following(self, number: int) -> int | None:
         """The next block that is not there, as far as the next one that does not stay."""
@@ -118,7 +118,10 @@ class Ahead(Turn):
 
     @torch.inference_mode(False)
     def _memory(self, size: int) -> torch.Tensor:
-        return torch.empty(size, dtype=torch.uint8, device=self.shelf.device)
+        memory = torch.empty(size, dtype=torch.uint8, device=self.shelf.device)
+        if memory.is_cuda:  # an engine that is gone may have copies under way: the allocator shall wait for them
+            memory.record_stream(self.copying)
+        return memory
 
     def _size(self, number: int) -> int:
         return sum(map(_room, self.shelf.tensors(number).values()))

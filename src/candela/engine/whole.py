@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
@@ -12,6 +11,7 @@ import torch
 from candela.engine import memory, sampling
 from candela.engine.attempts import on_ladder
 from candela.engine.engine import Engine
+from candela.engine.pace import Pace
 from candela.engine.request import Request
 from candela.engine.sampling import OnStep, Step
 from candela.engine.tiling import tiling
@@ -69,7 +69,8 @@ class WholePipelineEngine(Engine):
             self.residency.need_all(full.width * full.height)
             pictures: list[torch.Tensor] = []
             for index, seed in enumerate(full.seeds):
-                report = self._reporter(index, full, on_step, cancelled)
+                pace = Pace(self.device)
+                report = self._reporter(pace, index, full, on_step, cancelled)
                 prompt = index // full.count
                 latents = self._generic.run(
                     self.components,
@@ -82,27 +83,29 @@ class WholePipelineEngine(Engine):
                     seed=seed,
                     on_progress=report,
                 )
+                pace.finish()
                 sampling.check_finite(latents, "the latents", self.dtype)
                 pictures.append(latents)
             return torch.cat(pictures)
 
     def _reporter(
-        self, index: int, full: Request, on_step: OnStep | None, cancelled: Callable[[], bool] | None
+        self, pace: Pace, index: int, full: Request, on_step: OnStep | None, cancelled: Callable[[], bool] | None
     ) -> Callable[[int, int], None]:
         """Picture `index`'s progress as steps of the whole request."""
         assert full.steps
         number = full.steps
-        began, before, told = time.perf_counter(), index * number, 0
+        before, told = index * number, 0
+        tell = on_step or (lambda step: None)
 
         def report(done: int, total: int) -> None:
-            nonlocal began, told
+            nonlocal told
             steps = max(before + total, number * full.total)
-            if cancelled is not None and cancelled():
-                raise Cancelled(before + done, steps)
-            seconds, began = time.perf_counter() - began, time.perf_counter()
             fresh, told = done > told, done
-            if on_step is not None and fresh:
-                on_step(Step(before + done, steps, seconds, torch.empty(0), lambda latents: []))
+            if fresh:
+                pace.end(lambda seconds: tell(Step(before + done, steps, seconds, torch.empty(0), lambda latents: [])))
+            if cancelled is not None and cancelled():
+                raise Cancelled(before + done - pace.queued, steps)
+            pace.begin()
 
         return report
 

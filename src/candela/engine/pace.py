@@ -1,0 +1,68 @@
+"""When steps are done, on a device that works off a queue while Python runs ahead of it."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+AHEAD = 1  # steps that are queued behind the one at work: the device never waits for Python, a stop only for these
+
+
+class _Clock:
+    """A moment on the CPU, with the part of torch.cuda.Event that is used here."""
+
+    def record(self) -> None:
+        self.at = time.perf_counter()
+
+    def synchronize(self) -> None: ...
+
+    def elapsed_time(self, end: _Clock) -> float:
+        """Milliseconds."""
+        return (end.at - self.at) * 1000
+
+
+class Pace:
+    """The steps of one run. Each is told when it is done, with the seconds that it took on the device: on the CPU at
+    once, elsewhere when the next one is queued."""
+
+    def __init__(self, device: torch.device):
+        self._event: Callable[[], Any] = _Clock
+        self._ahead = 0
+        if device.type != "cpu":
+            streams = torch.get_device_module(device)
+            self._event, self._ahead = lambda: streams.Event(enable_timing=True), AHEAD
+        self._queued: deque[tuple[Any, Any, Callable[[float], None]]] = deque()
+
+    @property
+    def queued(self) -> int:
+        """Steps that nobody was told of yet."""
+        return len(self._queued)
+
+    def begin(self) -> None:
+        """The step's work comes next."""
+        self._began = self._mark()
+
+    def end(self, tell: Callable[[float], None]) -> None:
+        """All of its work is queued. Calls `tell` with the seconds of a step before it, or of this one, when that is
+        done."""
+        self._queued.append((self._began, self._mark(), tell))
+        self._wait(self._ahead)
+
+    def finish(self) -> None:
+        """No step comes any more."""
+        self._wait(0)
+
+    def _mark(self) -> Any:
+        event = self._event()
+        event.record()
+        return event
+
+    def _wait(self, ahead: int) -> None:
+        while len(self._queued) > ahead:
+            began, ended, tell = self._queued.popleft()
+            ended.synchronize()
+            tell(began.elapsed_time(ended) / 1000)
