@@ -1,4 +1,4 @@
-"""Steps on a device that works while Python runs ahead: how many are queued, how long they took, when a stop is seen."""
+"""Steps on a device that works while Python runs ahead: how many are queued, what they took, when a stop is seen."""
 
 from __future__ import annotations
 

@@ -15,19 +15,24 @@ from safetensors.torch import load_file
 
 from candela import CandelaWarning, Engine, Request
 from candela.checkpoints.manifest import Installed, changing_manifest
+from candela.engine.planning import plan
 from tests import tiny
 
 
 @pytest.fixture
 def taef1(tmp_path, monkeypatch):
     """An AutoencoderTiny of TAEF1's shape with random weights, recorded as installed."""
-    monkeypatch.setenv("CANDELA_HOME", str(tmp_path / "data"))
     torch.manual_seed(3)
     blocks = (8, 8, 8, 8)
     decoder = AutoencoderTiny(
         latent_channels=16, encoder_block_out_channels=blocks, decoder_block_out_channels=blocks,
         scaling_factor=1.0, shift_factor=0.0,
     )  # fmt: skip
+    return install(decoder, tmp_path, monkeypatch)
+
+
+def install(decoder: AutoencoderTiny, tmp_path: Path, monkeypatch) -> AutoencoderTiny:
+    monkeypatch.setenv("CANDELA_HOME", str(tmp_path / "data"))
     decoder.save_pretrained(tmp_path / "taef1")
     files = tuple(map(str, (tmp_path / "taef1").iterdir()))
     with changing_manifest() as manifest:
@@ -50,6 +55,36 @@ def test_flux_latents_are_shown_by_the_decoder(taef1, tiny_models):
         pixels = taef1.decode(latents.float()).sample.clamp(-1, 1)
     (expected,) = VaeImageProcessor().postprocess(pixels, output_type="pil")
     assert np.array_equal(np.asarray(preview), np.asarray(expected))
+
+
+def test_only_what_is_shown_is_decoded_a_picture_at_a_time_in_the_models_precision(taef1, tiny_models, monkeypatch):
+    decoded, decode = [], AutoencoderTiny.decode
+
+    def watched(decoder, latents, **options):
+        decoded.append((len(latents), latents.dtype, next(decoder.parameters()).dtype))
+        return decode(decoder, latents, **options)
+
+    monkeypatch.setattr(AutoencoderTiny, "decode", watched)
+    engine = Engine.load(tiny_models["z-image"], device="cpu", dtype="bfloat16")
+    shown = []
+    engine.generate(
+        Request(["a prompt", "another"], width=64, height=48, steps=1),
+        on_step=lambda step: shown.extend([step.preview(1), step.preview()]),
+    )
+    one = (1, torch.bfloat16, torch.bfloat16)
+    assert decoded == [one] * 3
+    assert len(shown[0]) == 1 and len(shown[1]) == 2
+    assert np.array_equal(np.asarray(shown[0][0]), np.asarray(shown[1][0]))
+
+
+def test_a_plan_counts_previews_where_they_would_be_shown(tmp_path, monkeypatch):
+    """TAEF1's own sizes: more than a step of Z-Image takes, less than decoding the picture."""
+    before = plan("z-image-turbo", vram=24 << 30)
+    install(AutoencoderTiny(latent_channels=16, scaling_factor=1.0, shift_factor=0.0), tmp_path, monkeypatch)
+    after = plan("z-image-turbo", vram=24 << 30)
+    (_, step, decode), (_, shown, _) = ([stage.activations for stage in made.stages] for made in (before, after))
+    assert step < shown < 330 * 2 * 1024 * 1024 < decode, "bytes per pixel and byte of precision"
+    assert before.peak_bytes == after.peak_bytes
 
 
 def test_latents_of_another_vae_are_not(taef1, demo):

@@ -9,12 +9,14 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 from diffusers.models.normalization import RMSNorm
 from diffusers.models.upsampling import Upsample2D
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 
 from candela import Engine, Request
 from candela.checkpoints.catalogue import DEMO_FOLDER
 from candela.demo import held_out_prompts
 from candela.families.base import last_but_one
-from candela.families.layers import from_patches, mask_beyond, rms_norm, rotate, to_patches
+from candela.families.layers import attend, from_patches, mask_beyond, rms_norm, rotate, to_patches
 from candela.families.vae import quicken, upsample
 from tests.tiny import vae as tiny_vae
 
@@ -111,6 +113,58 @@ def test_the_text_is_refined_once_a_request(tiny_models, name):
         )
     engine.generate(Request("a star", width=64, height=64, steps=3, guidance=0.0))
     assert runs == {"context_refiner": 1, "layers": 3}
+
+
+@pytest.mark.parametrize("heads", [4, 2, 1])
+@pytest.mark.parametrize("lengths", [(7, 7), (7, 5)])
+def test_attention_with_fewer_heads_of_keys(heads, lengths):
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, 7, n, 8) for n in (4, heads, heads))
+    q, k, v = (x.repeat_interleave(4 // x.shape[2], dim=2).transpose(1, 2).double() for x in (query, key, value))
+    mask = mask_beyond(list(lengths), 0, 0, torch.device("cpu"))
+    scores = q @ k.mT / 8**0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask[:, None, None], float("-inf"))
+    expected = (scores.softmax(-1) @ v).transpose(1, 2).flatten(2).float()
+    torch.testing.assert_close(attend(query, key, value, mask), expected)
+
+
+class Kernels(TorchFunctionMode):
+    """Which of CUDA's attention kernels a call would get: the conditions of sdp_utils.cpp that depend on the call
+    alone (can_use_flash_attention, can_use_mem_efficient_attention), which torch answers with a card only."""
+
+    def __init__(self, ampere: bool):
+        super().__init__()
+        self.ampere, self.found = ampere, []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is not torch.nn.functional.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        (query, key, value), mask = args, kwargs["attn_mask"]
+        half = query.dtype in (torch.float16, torch.bfloat16)
+        alike = query.shape[1] == key.shape[1] == value.shape[1] and not kwargs["enable_gqa"]
+        if mask is None and self.ampere and half:
+            self.found.append("flash")
+        elif alike and query.shape[-1] % (8 if half else 4) == 0 and query.stride(-1) == key.stride(-1) == 1:
+            self.found.append("memory-efficient")
+        else:
+            self.found.append("math")
+        return torch.empty_like(query)
+
+
+@pytest.mark.parametrize("lengths", [(7, 7), (7, 5)])
+@pytest.mark.parametrize(
+    ("dtype", "ampere"), [(torch.bfloat16, True), (torch.float32, True), (torch.float16, False), (torch.float32, False)]
+)
+def test_cuda_computes_attention_by_a_fused_kernel(lengths, dtype, ampere):
+    """Lumina-Image 2.0's heads, prompts of one length and of two."""
+    with FakeTensorMode(), Kernels(ampere) as kernels:
+        query, key, value = (torch.empty(2, 7, n, 96, dtype=dtype, device="cuda") for n in (24, 8, 8))
+        mask = torch.empty(2, 7, dtype=torch.bool, device="cuda") if len(set(lengths)) > 1 else None
+        visible = attend(query, key, value, mask)
+    assert visible.shape == (2, 7, 24 * 96)
+    flash = mask is None and ampere and dtype != torch.float32
+    assert kernels.found == ["flash" if flash else "memory-efficient"]
 
 
 @pytest.mark.parametrize("size", [(4, 4), (5, 7), (16, 12)])

@@ -14,7 +14,7 @@ from candela.checkpoints.announced import announced, published_bytes
 from candela.checkpoints.headers import read_header
 from candela.checkpoints.opening import read_checkpoint
 from candela.checkpoints.published import PUBLICATIONS
-from candela.engine import cards
+from candela.engine import cards, preview
 from candela.engine.cards import PROCESS, RESERVED, Machine
 from candela.engine.device import pick_device, pick_dtype
 from candela.engine.ladder import ORDER, Placement, Rung
@@ -113,9 +113,10 @@ def measured(
     device: str,
     size: tuple[int, int] | None = None,
     precision: str = "",
+    previews: bool = False,
 ) -> Measured:
     """Runs `checkpoint`'s stages without weights (`measuring.py`). With `precision`, the published files of that
-    precision are taken for it.
+    precision are taken for it; with `previews`, those that this machine would show between the steps count.
 
     Raises:
         CheckpointError, InvalidRequest: as loading it, and asking it for a picture of `size`, would.
@@ -137,6 +138,9 @@ def measured(
     costs = measure(
         family, bare, width=defaults.width, height=defaults.height, guidance=defaults.guidance, device=device
     )
+    if previews:
+        shown = preview.work(bare.components.vae, defaults.width, defaults.height, dtype, device)
+        costs = replace(costs, step=replace(costs.step, peak_bytes=max(costs.step.peak_bytes, shown)))
     return Measured(weights, costs, defaults)
 
 
@@ -179,7 +183,7 @@ def plan(
     kind = pick_dtype(dtype or ("bfloat16" if machine.device == "cuda" else "float32"), torch.device("cpu"))
     if precision is None and not installed:
         precision = "bf16"
-    known = measured(checkpoint, family, kind, machine.device, size, precision or "")
+    known = measured(checkpoint, family, kind, machine.device, size, precision or "", previews=True)
     rung, fits = known.best(machine)
     if placement is not None:
         rung = Rung(_placement(placement), rung.tiled)
@@ -294,7 +298,7 @@ def _precisions(
 ) -> tuple[Option, ...]:
     """The most precise of the other published precisions that would be resident here."""
     for precision in list(PUBLICATIONS[checkpoint.name].split)[1:]:
-        known = measured(checkpoint, family, dtype, machine.device, size, precision)
+        known = measured(checkpoint, family, dtype, machine.device, size, precision, previews=True)
         rung, fits = known.best(machine)
         if fits and rung.placement is Placement.RESIDENT:
             peak = max(stage.peak for stage in known.stages(rung, machine))
@@ -328,7 +332,7 @@ def pick_rung(
     if loaded_bytes(checkpoint, dtype) + WORK * dtype.itemsize * defaults.width * defaults.height <= room:
         return Rung()
     kind = "cuda" if device.type == "cuda" else "cpu"
-    known = measured(checkpoint, family, dtype, kind)
+    known = measured(checkpoint, family, dtype, kind, previews=True)
     if fast:
         body = known.weights["transformer"]
         known = replace(known, weights={**known.weights, "transformer": body.scaled(round(EIGHT_BITS * body.total))})

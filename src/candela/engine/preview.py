@@ -19,7 +19,11 @@ from candela.errors import CandelaWarning, DamagedFile
 
 CHART, PATCH, FACTOR = 16, 16, 8  # patches a side, pixels per patch, VAE factor
 PIXELS = (CHART * PATCH) ** 2  # of the chart
-FLUX = {"latent_channels": 16, "scaling_factor": 0.3611, "shift_factor": 0.1159}  # of the VAE that TAEF1 stands in for
+FLUX: dict[str, Any] = {
+    "latent_channels": 16,
+    "scaling_factor": 0.3611,
+    "shift_factor": 0.1159,
+}  # of the VAE that TAEF1 stands in for
 
 # (latents in the model's scale, raw latents), both [B, C, h, w] -> B pictures
 Previewer = Callable[[torch.Tensor, torch.Tensor], list[Image.Image]]
@@ -28,14 +32,48 @@ Previewer = Callable[[torch.Tensor, torch.Tensor], list[Image.Image]]
 def previewer(vae: Any, device: torch.device, dtype: torch.dtype) -> Previewer:
     """The best there is for `vae`, in the transformer's `dtype`; a decoder that cannot be loaded is told as a
     warning."""
-    if all(vae.config.get(key) == value for key, value in FLUX.items()):
-        try:
-            if folder := preview_decoder():
-                return _tiny(folder, device, dtype)
-        except DamagedFile as error:
-            warnings.warn(f"previews are small and rough: {error}", CandelaWarning, stacklevel=2)
+    try:
+        if folder := _decoder_for(vae):
+            return _tiny(folder, device, dtype)
+    except DamagedFile as error:
+        warnings.warn(f"previews are small and rough: {error}", CandelaWarning, stacklevel=2)
     projection = fit(vae)
     return lambda latents, raw: render(raw, projection)
+
+
+def work(vae: Any, width: int, height: int, dtype: torch.dtype, device: str) -> int:
+    """Bytes that a preview of a picture takes beside the weights, on a device of that kind; 0 for a small one."""
+    from diffusers import AutoencoderTiny
+
+    from candela.checkpoints import Part
+    from candela.engine.measuring import Tally, tensors
+    from candela.engine.skeletons import without_weights
+
+    try:
+        folder = _decoder_for(vae)
+        config = AutoencoderTiny.load_config(folder) if folder else None
+    except (DamagedFile, OSError, ValueError):  # then they are small
+        return 0
+    if folder is None:
+        return 0
+    decoder = without_weights(Part(folder, "diffusers", "AutoencoderTiny", config), "vae", dtype)
+    latents = torch.empty(1, FLUX["latent_channels"], height // FACTOR, width // FACTOR, dtype=dtype, device="meta")
+    tally = Tally(list(tensors(decoder)), device)
+    with torch.no_grad(), tally:
+        _pixels(decoder, latents)
+    return tally.peak
+
+
+def _decoder_for(vae: Any) -> Path | None:
+    """
+    Raises:
+        DamagedFile: what is installed cannot be told.
+    """
+    return preview_decoder() if all(vae.config.get(key) == value for key, value in FLUX.items()) else None
+
+
+def _pixels(decoder: Any, latents: torch.Tensor) -> torch.Tensor:
+    return decoder.decode(latents, return_dict=False)[0].float().clamp(-1, 1)
 
 
 def _tiny(folder: Path, device: torch.device, dtype: torch.dtype) -> Previewer:
@@ -62,8 +100,7 @@ def _tiny(folder: Path, device: torch.device, dtype: torch.dtype) -> Previewer:
     def decode(latents: torch.Tensor, raw: torch.Tensor) -> list[Image.Image]:
         pictures = []
         for single in latents.to(device, dtype).split(1):
-            pixels = decoder.decode(single, return_dict=False)[0].float().clamp(-1, 1)
-            pictures += VaeImageProcessor().postprocess(pixels, output_type="pil")
+            pictures += VaeImageProcessor().postprocess(_pixels(decoder, single), output_type="pil")
         return pictures
 
     return decode

@@ -51,8 +51,14 @@ def attend(
     """Attention over [B, S, heads, D] -> [B, S, heads D]. `key` and `value` may have fewer heads, each for several of
     the query's; `mask` bool [B, S] says which tokens exist. `backend` is one that was chosen with diffusers'
     `set_attention_backend`, None for torch's own."""
-    visible = None if mask is None else mask[:, None, None, :]
+    visible = None if mask is None else mask.unsqueeze(1).unsqueeze(1)
     grouped = key.shape[2] != query.shape[2]
+    if grouped and (mask is not None or query.device.type != "cpu"):
+        # Of CUDA's fused kernels only flash takes fewer heads, and takes no mask, no float32 and no card before Ampere.
+        # With all heads the memory-efficient one takes each; else torch makes the whole matrix of scores
+        # (aten/src/ATen/native/transformers/cuda/sdp_utils.cpp).
+        key, value = (x.repeat_interleave(query.shape[2] // x.shape[2], dim=2) for x in (key, value))
+        grouped = False
     if backend is not None:
         from diffusers.models.attention_dispatch import dispatch_attention_fn
 
