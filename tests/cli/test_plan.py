@@ -17,7 +17,14 @@ def test_one_screen():
     assert done.exit_code == 0, done.output
     assert "demo, 128x128, 8 steps\n" in done.stdout
     assert "on RTX 4060 8 GB with 8.6 GB, of which 0.8 GB are kept for driver and desktop" in done.stdout
-    assert "resident: peak 0.0 GB" in done.stdout
+    assert "resident: peak 0.0 GB" in done.stdout and "GB/s" not in done.stdout
+
+
+@pytest.mark.parametrize(("vram", "speed"), [("8GB", 12), ("12GB", 24)])
+def test_how_fast_weights_come_is_said_where_it_matters(vram, speed):
+    """A card that is not here has a link as wide as the usual one of its size."""
+    done = run(app, ["plan", "z-image-turbo", "--vram", vram])
+    assert f"weights come from main memory at {speed} GB/s (assumed, not measured)\n" in done.stdout
 
 
 def test_json_is_one_object():

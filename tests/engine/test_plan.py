@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from benchmarks import memory_tables
 from candela import Engine, InvalidRequest, ModelNotFound
@@ -93,6 +97,43 @@ def test_what_a_plan_says(tiny_models):
         plan("demo", placement="somewhere")
     with pytest.raises(ModelNotFound, match="candela install lumina-next-sft"):
         plan("lumina-next-sft", vram=8 * GIB)
+
+
+class Devices(TorchDispatchMode):
+    """Where every operation's results are."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.seen |= {one.device for one in tree_leaves(result) if isinstance(one, torch.Tensor)}
+        return result
+
+
+def test_the_card_that_was_asked_for_is_measured_and_its_link(monkeypatch):
+    second, gpu, cpu, asked = torch.device("cuda:1"), torch.cuda, torch.device("cpu"), []
+    properties = SimpleNamespace(name="the second card")
+    monkeypatch.setattr(gpu, "get_device_properties", lambda device: asked.append(device) or properties)
+    monkeypatch.setattr(gpu, "mem_get_info", lambda device: asked.append(device) or (1, 8 * GIB))
+    monkeypatch.setattr(gpu, "synchronize", asked.append)
+    empty, pinned = torch.empty, []
+
+    def unpinned(*size, pin_memory=False, **named):  # only a machine with a card can lock memory
+        pinned.append(pin_memory)
+        return empty(*size, **named)
+
+    monkeypatch.setattr(torch, "empty", unpinned)
+    copies = set()  # which the build without CUDA has not, nor for tensors without values
+    monkeypatch.setattr(torch.Tensor, "copy_", lambda to, by, **named: copies.add((by.device, to.device)))
+    with FakeTensorMode(), Devices() as devices:
+        machine = planning.cards.this_machine(second, torch.bfloat16)
+    assert machine.name == "the second card" and machine.memory == 8 * GIB and machine.link_measured
+    assert devices.seen == {second, cpu} and set(asked) == {second}
+    assert copies == {(second, second), (cpu, second)} and any(pinned)
+    planning.cards.rates.cache_clear()
+    planning.cards.link.cache_clear()
 
 
 def test_an_engine_begins_where_there_is_room(tiny_models, monkeypatch):

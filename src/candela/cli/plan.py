@@ -38,8 +38,12 @@ def text(plan: Plan) -> str:
         f"{plain(plan.model)}, {plan.width}x{plan.height}, {plan.steps} steps{guidance}{here}",
         f"on {plain(plan.machine)} with {plan.memory_bytes / 1e9:.1f} GB, of which "
         f"{plan.reserved_bytes / 1e9:.1f} GB are kept for {_others(plan)}",
-        "",
     ]
+    if plan.placement != "resident":
+        away = "main memory" if plan.device == "cuda" else "the model's files"
+        how = "measured" if plan.link_measured else "assumed, not measured"
+        lines.append(f"weights come from {away} at {plan.link / 1e9:.0f} GB/s ({how})")
+    lines.append("")
     for one in plan.components:
         lines.append(f"  {one.name:13} {one.bytes / 1e9:6.2f} GB  {plain(one.precision):10} {one.where}")
     lines.append("")

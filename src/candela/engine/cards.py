@@ -5,10 +5,13 @@ from __future__ import annotations
 import functools
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+
+from candela.engine.memory import synchronize
 
 RESERVED = 800_000_000  # bytes of a card that driver, CUDA context and desktop keep (as install/card.py)
 PROCESS = 1_000_000_000  # bytes of Python with torch, diffusers and transformers; 0.55 to 0.9 GB measured on Linux
@@ -28,7 +31,7 @@ class Machine:
         memory, ram: bytes, all there is; on a CPU the same.
         flops: per second, dense, in the precision that is planned for.
         bandwidth: bytes a second between arithmetic and memory.
-        link: bytes a second at which weights come from where they are put away.
+        link: bytes a second at which weights come from where they are put away; `link_measured`, or assumed.
     """
 
     name: str
@@ -38,6 +41,7 @@ class Machine:
     flops: float
     bandwidth: float
     link: float
+    link_measured: bool = False
 
 
 def _card(name: str, gib: int, teraflops: float, gigabytes: float, link: float = 24) -> Machine:
@@ -80,33 +84,40 @@ def this_machine(device: torch.device, dtype: torch.dtype) -> Machine:
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         _, total = torch.cuda.mem_get_info(device)
-        flops, bandwidth = rates(device.type, dtype)
-        return Machine(properties.name, "cuda", total, ram(), flops, bandwidth, 24e9)
-    flops, bandwidth = rates("cpu", dtype)
+        return Machine(properties.name, "cuda", total, ram(), *rates(device, dtype), link(device), link_measured=True)
+    flops, bandwidth = rates(torch.device("cpu"), dtype)
     name = f"this CPU ({torch.get_num_threads()} threads)"
     return Machine(name, "cpu", ram(), ram(), flops, bandwidth, READING)
 
 
 @functools.cache
-def rates(device: str, dtype: torch.dtype) -> tuple[float, float]:
+def rates(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
     """Floating point operations and bytes a second, from matrices as large as a transformer's and a long copy; the
     best of a few, for about half a second."""
-    side = 4096 if device == "cuda" else 1024
+    gpu = device.type == "cuda"
+    side = 4096 if gpu else 1024
     a, b = (torch.randn(side, side).to(device, dtype) for _ in range(2))
     flops = 2 * side**3 / _quickest(lambda: a @ b, device)
-    large = torch.empty(2**27 if device == "cuda" else 2**24, device=device)
+    large = torch.empty(2**27 if gpu else 2**24, device=device)
     other = torch.empty_like(large)
     moved = 2 * large.numel() * 4 / _quickest(lambda: other.copy_(large), device)
-    return flops * (0.95 if device == "cuda" else 0.85), moved * BANDWIDTH
+    return flops * (0.95 if gpu else 0.85), moved * BANDWIDTH
 
 
-def _quickest(work, device: str) -> float:
+@functools.cache
+def link(device: torch.device) -> float:
+    """Bytes a second of copies to a GPU from locked main memory, as placements make them."""
+    away = torch.empty(2**26, dtype=torch.uint8, pin_memory=True)
+    here = torch.empty(2**26, dtype=torch.uint8, device=device)
+    return len(away) / _quickest(lambda: here.copy_(away, non_blocking=True), device)
+
+
+def _quickest(work: Callable[[], object], device: torch.device) -> float:
     best, until = float("inf"), time.perf_counter() + 0.25
     while time.perf_counter() < until or best == float("inf"):
         began = time.perf_counter()
         work()
-        if device == "cuda":
-            torch.cuda.synchronize()
+        synchronize(device)
         best = min(best, time.perf_counter() - began)
     return best
 

@@ -53,6 +53,8 @@ class Plan:
     Attributes:
         installed: are its files on this machine? Else sizes are as published.
         memory_bytes: of the device; `reserved_bytes` of it are not ours.
+        link: bytes a second at which weights come from where they are put away: measured here, or as assumed of such
+            a machine.
         placement: resident, released or streamed (`engine/ladder.py`); `tiled`: decoding in pieces; `kept`: how many
             of the transformer's blocks stay while the others are streamed.
         peak_bytes: on the device; `ram_bytes` in main memory, the process itself included.
@@ -66,6 +68,8 @@ class Plan:
     device: str
     memory_bytes: int
     reserved_bytes: int
+    link: float
+    link_measured: bool
     width: int
     height: int
     steps: int

@@ -200,6 +200,8 @@ def plan(
         device=machine.device,
         memory_bytes=machine.memory,
         reserved_bytes=RESERVED if machine.device == "cuda" else PROCESS,
+        link=machine.link,
+        link_measured=machine.link_measured,
         width=known.defaults.width,
         height=known.defaults.height,
         steps=known.defaults.steps,
