@@ -1,6 +1,6 @@
-"""The tables of docs/memory.md, made by the planner itself.
+"""The tables of docs/memory.md and of checkpoints/card_memory.py, made by the planner itself.
 
-python -m benchmarks.memory_tables           # writes them into the document
+python -m benchmarks.memory_tables           # writes them into both
 python -m benchmarks.memory_tables --check   # exit code 1 if they differ
 """
 
@@ -14,14 +14,19 @@ from pathlib import Path
 
 import torch
 
+from candela.checkpoints import card_memory
+from candela.checkpoints.announced import MODELS as ANNOUNCED
 from candela.checkpoints.announced import announced
-from candela.engine.cards import CARDS, RESERVED, Machine, card
-from candela.engine.ladder import Rung
+from candela.checkpoints.card_memory import RESERVED
+from candela.checkpoints.published import PUBLICATIONS
+from candela.engine.cards import CARDS, Machine, card
+from candela.engine.ladder import Placement, Rung
 from candela.engine.planning import RUNGS, Measured, measured
 from candela.families import family_of
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "memory.md"
 BEGIN, END = "<!-- made by benchmarks/memory_tables.py: begin -->", "<!-- end -->"
+NEEDED = Path(card_memory.__file__)
 MODELS = {"z-image-turbo": ("bf16", "int8"), "lumina-image-2": ("bf16",)}
 SIZED = {8: "RTX 4060 8 GB", 12: "RTX 3060 12 GB", 16: "RTX 4060 Ti 16 GB", 24: "RTX 3090 24 GB"}
 
@@ -84,18 +89,36 @@ def _peak(known: Measured, rung: Rung, machine: Machine) -> int:
     return max(stage.peak for stage in known.stages(rung, machine))
 
 
-def renewed(document: str) -> str:
-    """`document` with today's tables."""
-    pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
-    return pattern.sub(lambda _: f"{BEGIN}\n{tables()}\n{END}", document)
+def needed() -> str:
+    """`card_memory.NEEDED`, as Python."""
+    lines = ["NEEDED: dict[str, dict[str, Needed]] = {"]
+    for model in ANNOUNCED:
+        lines.append(f'    "{model}": {{')
+        for precision in PUBLICATIONS[model].split:
+            known = of(model, precision)
+            whole = _peak(known, Rung(Placement.RESIDENT, tiled=True), CARDS[0])
+            lines.append(f'        "{precision}": Needed(all={whole:_}, one={known.largest:_}),')
+        lines.append("    },")
+    return "\n".join([*lines, "}"])
+
+
+def renewed(text: str) -> str:
+    """A document, or card_memory.py, with today's tables."""
+    begin, end, made = (
+        (BEGIN, END, tables) if BEGIN in text else ("# made by benchmarks/memory_tables.py: begin", "# end", needed)
+    )
+    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+    return pattern.sub(lambda _: f"{begin}\n{made()}\n{end}", text)
 
 
 def main() -> None:
-    before = DOCUMENT.read_text()
-    after = renewed(before)
+    files = (DOCUMENT, NEEDED)
+    before = [file.read_text() for file in files]
+    after = [renewed(text) for text in before]
     if "--check" in sys.argv:
         sys.exit(before != after)
-    DOCUMENT.write_text(after)
+    for file, text in zip(files, after):
+        file.write_text(text)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,10 @@ from benchmarks import memory_tables
 from candela import Engine, InvalidRequest, ModelNotFound
 from candela.checkpoints import read_checkpoint
 from candela.checkpoints.announced import MODELS, announced
+from candela.checkpoints.card_memory import RESERVED, WORK
 from candela.checkpoints.published import PUBLICATIONS
 from candela.engine import planning
-from candela.engine.cards import RESERVED, Machine, card
+from candela.engine.cards import Machine, card, of_memory
 from candela.engine.ladder import Placement, Rung
 from candela.engine.planning import pick_rung, plan
 from candela.engine.skeletons import size_of, without_weights
@@ -38,9 +39,22 @@ def test_announced_models_are_as_large_as_the_published_files(name):
         assert 0 <= file.bytes - size < (5_000_000 if "gemma" in file.name else 200_000), file.path
 
 
-def test_the_document_is_what_the_planner_says():
-    document = memory_tables.DOCUMENT.read_text()
-    assert memory_tables.renewed(document) == document, "run: python -m benchmarks.memory_tables"
+def test_the_document_and_install_say_what_the_planner_says():
+    for file in (memory_tables.DOCUMENT, memory_tables.NEEDED):
+        assert memory_tables.renewed(file.read_text()) == file.read_text(), "run: python -m benchmarks.memory_tables"
+    for model in MODELS:
+        offers = PUBLICATIONS[model].split
+        known = {precision: memory_tables.of(model, precision) for precision in offers}
+        for gib in (6, 8, 10, 12, 16, 24, 32, 80):
+            machine = of_memory(gib * GIB)
+            resident = [name for name, one in known.items() if one.best(machine)[0].placement is Placement.RESIDENT]
+            found = install_card.Card("", gib * GIB, gib * GIB, "", "")
+            expected = resident[0] if resident else [*offers][-1]
+            assert install_card.pick_precision(model, offers, found, managed=False)[0] == expected, (model, gib)
+        for one in known.values():  # what is never counted, because it is enough
+            pixels = 2 * one.defaults.width * one.defaults.height
+            assert one.costs.step.peak_bytes < WORK["transformer"] * pixels
+            assert max(one.costs.decode.peak_bytes, one.costs.encode.peak_bytes) < WORK["vae"] * pixels
 
 
 def test_seconds_are_near_published_ones():
@@ -149,7 +163,3 @@ def test_an_engine_begins_where_there_is_room(tiny_models, monkeypatch):
     assert pick_rung(checkpoint, family, cpu, torch.float32, "released") == Rung(Placement.RELEASED)
     with pytest.raises(InvalidRequest, match="no placement 'x'"):
         Engine.load("demo", placement="x", device="cpu")
-
-
-def test_install_keeps_the_same_reserve():
-    assert install_card.RESERVED == RESERVED

@@ -1,4 +1,4 @@
-"""Which precision a card gets, from the published sizes."""
+"""Which precision a card gets."""
 
 from __future__ import annotations
 
@@ -7,15 +7,10 @@ import stat
 
 import pytest
 
+from candela.checkpoints.published import PUBLICATIONS
 from candela.install.card import Card, find_card, pick_precision
 
-# Bytes of Z-Image Turbo's files: transformer, text encoder, VAE.
-VAE = 335_304_388
-TURBO = {
-    "bf16": {"transformer": 12_309_866_400, "text_encoder": 8_044_982_048, "vae": VAE},
-    "int8": {"transformer": 6_201_001_296, "text_encoder": 5_631_994_051, "vae": VAE},
-    "nvfp4": {"transformer": 4_509_509_600, "text_encoder": 3_479_416_193, "vae": VAE},
-}
+TURBO = PUBLICATIONS["z-image-turbo"].split
 
 
 def card(gibibytes: float) -> Card:
@@ -24,18 +19,20 @@ def card(gibibytes: float) -> Card:
 
 @pytest.mark.parametrize(
     ("gibibytes", "managed", "precision"),
-    [(6, True, "nvfp4"), (8, True, "int8"), (12, True, "int8"), (16, True, "bf16"), (24, True, "bf16"),
-     (8, False, "nvfp4"), (16, False, "nvfp4"), (24, False, "int8"), (32, False, "bf16"), (80, False, "bf16")],
+    [(6, True, "nvfp4"), (8, True, "int8"), (10, True, "int8"), (12, True, "int8"), (16, True, "bf16"),
+     (24, True, "bf16"), (32, True, "bf16"), (8, False, "nvfp4"), (10, False, "nvfp4"), (12, False, "nvfp4"),
+     (16, False, "int8"), (24, False, "bf16"), (32, False, "bf16"), (80, False, "bf16")],
 )  # fmt: skip
 def test_the_most_precise_that_fits(gibibytes, managed, precision):
-    chosen, reason = pick_precision(TURBO, card(gibibytes), managed)
+    """That these are what the planner would say: tests/engine/test_plan.py."""
+    chosen, reason = pick_precision("z-image-turbo", TURBO, card(gibibytes), managed)
     assert chosen == precision, reason
-    assert "GB" in reason
+    assert "GB" in reason and ("smallest" in reason) == (gibibytes == 8 and not managed)
 
 
 def test_without_a_card_or_a_choice():
-    assert pick_precision(TURBO, None, True)[0] == "bf16"
-    assert pick_precision({"nvfp4": TURBO["nvfp4"]}, card(4), True) == ("nvfp4", "the only one there is")
+    assert pick_precision("z-image-turbo", TURBO, None, True)[0] == "bf16"
+    assert pick_precision("z-image-turbo", ["nvfp4"], card(4), True) == ("nvfp4", "the only one there is")
 
 
 def test_the_driver_is_asked(tmp_path, monkeypatch):

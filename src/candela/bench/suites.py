@@ -17,8 +17,9 @@ import torch
 from candela.bench.measuring import Side, Timing, alternate, flops, matmul_rate
 from candela.bench.models import FULL, MIDDLE, Dimensions, Pair, demo_pair, random_pair, twin
 from candela.checkpoints import Components
+from candela.checkpoints.card_memory import RESERVED
 from candela.engine import Engine, Request
-from candela.engine.cards import RESERVED, Machine, free
+from candela.engine.cards import Machine, free
 from candela.engine.fast import can_compile, compile_blocks, pick
 from candela.engine.fast.weights import round_weights
 from candela.engine.ladder import Placement, Rung

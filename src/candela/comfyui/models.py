@@ -18,6 +18,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from candela.checkpoints import Components
+from candela.checkpoints.card_memory import WORK
 from candela.checkpoints.lora import Lora
 from candela.comfyui import names
 from candela.engine import Engine
@@ -25,9 +26,6 @@ from candela.engine.device import pick_dtype
 from candela.errors import OutOfMemory
 
 log = logging.getLogger("candela")
-# Bytes of working memory per pixel and byte of precision, beside the weights; ComfyUI's own estimates for the
-# same architectures (supported_models.py: memory_usage_factor 2.8 of Z-Image; sd.py: 2178 per pixel for the VAE).
-WORK_PER_PIXEL = {"transformer": 460, "vae": 2178}
 
 
 class Managed(torch.nn.Module):
@@ -73,7 +71,7 @@ class ManagedResidency:
     def need(self, component: str, pixels: int = 0) -> None:
         patcher = self.patchers[component]
         precision = patcher.model.component.dtype.itemsize
-        work = WORK_PER_PIXEL.get(component, 0) * precision * pixels
+        work = WORK.get(component, 0) * precision * pixels
         management.load_models_gpu([patcher], memory_required=work)
 
     def reach(self, component: str, module: str) -> None:
@@ -82,7 +80,7 @@ class ManagedResidency:
     def need_all(self, pixels: int = 0) -> None:
         patchers = list(self.patchers.values())
         precision = max(patcher.model.component.dtype.itemsize for patcher in patchers)
-        work = max(WORK_PER_PIXEL.values()) * precision * pixels
+        work = max(WORK.values()) * precision * pixels
         management.load_models_gpu(patchers, memory_required=work)
 
 

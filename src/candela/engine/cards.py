@@ -13,7 +13,6 @@ import torch
 
 from candela.engine.memory import synchronize
 
-RESERVED = 800_000_000  # bytes of a card that driver, CUDA context and desktop keep (as install/card.py)
 PROCESS = 1_000_000_000  # bytes of Python with torch, diffusers and transformers; 0.55 to 0.9 GB measured on Linux
 # What kernels reach of a card's rates: matrix products 790 of 989 TFLOP/s on an H200 (0.8) and about 0.9 of the lower
 # rates of consumer cards, copies of large tensors about 0.8 of the bandwidth. Held against published seconds per step

@@ -11,11 +11,12 @@ import torch
 
 from candela.checkpoints import Checkpoint
 from candela.checkpoints.announced import announced, published_bytes
+from candela.checkpoints.card_memory import RESERVED, WORK
 from candela.checkpoints.headers import read_header
 from candela.checkpoints.opening import read_checkpoint
 from candela.checkpoints.published import PUBLICATIONS
 from candela.engine import cards, preview
-from candela.engine.cards import PROCESS, RESERVED, Machine
+from candela.engine.cards import PROCESS, Machine
 from candela.engine.device import pick_device, pick_dtype
 from candela.engine.ladder import ORDER, Placement, Rung
 from candela.engine.placing import CHUNK
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from candela.engine.skeletons import Weights
 
 FLOATS = ("F64", "F32", "F16", "BF16")
-WORK = 2178  # bytes per pixel and byte of precision: ComfyUI's estimate for the VAE, the largest (as install/card.py)
 SIZES = (8, 12, 16, 24, 32, 48, 80)  # GiB that cards have
 EIGHT_BITS = 0.51  # of a transformer's bytes in 16 bits is what fast mode takes (docs/fast.md)
 RUNGS = [Rung(placement, tiled) for placement in ORDER for tiled in (False, True)]
@@ -70,6 +70,13 @@ class Measured:
             times[1] += (self.defaults.steps - 1) * together(step, moved / machine.link)
         works = (costs.encode.peak_bytes, costs.step.peak_bytes, decode.peak_bytes)
         return tuple(Stage(*each) for each in zip(("encode", "denoise", "decode"), there, works, times))
+
+    @property
+    def largest(self) -> int:
+        """The most that a stage takes with no other component beside its own, as ComfyUI's memory manager has it."""
+        w, costs = self.weights, self.costs
+        works = {"transformer": costs.step.peak_bytes, "vae": costs.decode.peak_bytes}
+        return max(weights.total + works.get(name, costs.encode.peak_bytes) for name, weights in w.items())
 
     def ram(self, rung: Rung, machine: Machine) -> int:
         """Main memory that a rung takes."""
@@ -331,7 +338,7 @@ def pick_rung(
         return Rung(_placement(placement))
     room = cards.free(device)
     defaults = family.defaults(checkpoint)
-    if loaded_bytes(checkpoint, dtype) + WORK * dtype.itemsize * defaults.width * defaults.height <= room:
+    if loaded_bytes(checkpoint, dtype) + max(WORK.values()) * dtype.itemsize * defaults.width * defaults.height <= room:
         return Rung()
     kind = "cuda" if device.type == "cuda" else "cpu"
     known = measured(checkpoint, family, dtype, kind, previews=True)

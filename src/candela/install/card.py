@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 
-# Bytes of working memory at 1024x1024 in 16 bits, beside the weights: ComfyUI's own estimates for these architectures
-# (supported_models.py: memory_usage_factor 2.8 of Z-Image, 460 bytes per pixel and byte; sd.py: 2178 for the VAE).
-PIXELS = 1024 * 1024
-WORK = {"transformer": 460 * 2 * PIXELS, "vae": 2178 * 2 * PIXELS}
-RESERVED = 800_000_000  # bytes that driver and desktop keep
+from candela.checkpoints.card_memory import NEEDED, RESERVED
 
 
 @dataclass(frozen=True)
@@ -38,25 +34,27 @@ def find_card() -> Card | None:
         return None
 
 
-def needed(sizes: Mapping[str, int], managed: bool) -> int:
-    """Bytes of the card that a model of these components (name -> bytes) takes: of the hungriest one where ComfyUI
-    moves them in and out (`managed`), else of all together."""
-    work = {name: size + WORK.get(name, 0) for name, size in sizes.items()}
-    return max(work.values()) if managed else sum(sizes.values()) + max(WORK.values())
+def needed(model: str, precision: str, managed: bool) -> int:
+    """Bytes of a card that the published `model` takes, as the planner counts them: of the hungriest component where
+    ComfyUI moves them in and out (`managed`), else of all together, which is the fastest way."""
+    found = NEEDED[model][precision]
+    return found.one if managed else found.all
 
 
-def pick_precision(offers: Mapping[str, Mapping[str, int]], card: Card | None, managed: bool) -> tuple[str, str]:
-    """The most precise of `offers` (precision -> component -> bytes, most precise first) that fits the card, else the
-    smallest. -> it, and why in a few words."""
+def fits(model: str, precision: str, card: Card, managed: bool) -> bool:
+    return needed(model, precision, managed) + RESERVED <= card.vram_bytes
+
+
+def pick_precision(model: str, offers: Collection[str], card: Card | None, managed: bool) -> tuple[str, str]:
+    """The most precise of `offers` (most precise first) that fits the card, else the smallest. -> it, and why in a few
+    words."""
     first, *_, last = [*offers, *offers]
     if len(offers) == 1:
         return first, "the only one there is"
     if card is None:
         return first, "no NVIDIA card found: the most precise"
-    room = card.vram_bytes - RESERVED
-    for precision, sizes in offers.items():
-        need = needed(sizes, managed)
-        if need <= room:
-            return precision, f"needs {need / 1e9:.1f} of the {card.vram_bytes / 1e9:.1f} GB of {card.name}"
-    need = needed(offers[last], managed)
-    return last, f"the smallest; it needs {need / 1e9:.1f} GB, and {card.name} has {card.vram_bytes / 1e9:.1f}"
+    total = f"{card.vram_bytes / 1e9:.1f}"
+    for precision in offers:
+        if fits(model, precision, card, managed):
+            return precision, f"needs {needed(model, precision, managed) / 1e9:.1f} of the {total} GB of {card.name}"
+    return last, f"the smallest; it needs {needed(model, last, managed) / 1e9:.1f} GB, and {card.name} has {total}"

@@ -15,7 +15,7 @@ import candela
 from candela.checkpoints.manifest import Manifest, home, read_manifest
 from candela.checkpoints.published import PUBLICATIONS
 from candela.errors import DamagedFile, InstallError
-from candela.install.card import RESERVED, Card, find_card, needed, pick_precision
+from candela.install.card import Card, find_card, fits, pick_precision
 from candela.install.comfyui import ComfyUI, open_comfyui, quoted, search
 from candela.install.dependencies import read_requirements
 from candela.install.environment import read_environment
@@ -206,17 +206,16 @@ def _nodes(comfyui: ComfyUI, packs: list[Path], manifest: Manifest, python: Path
 
 
 def _plan(card: Card | None, torch: Torch, managed: bool) -> Line:
-    """What the largest wish, z-image-turbo, would get here, by the sizes of its published files."""
+    """What the largest wish, z-image-turbo, would get here."""
     name = "z-image-turbo"
-    offers = {precision: {file.component: file.bytes for file in files}
-              for precision, files in PUBLICATIONS[name].split.items()}  # fmt: skip
-    precision, reason = pick_precision(offers, card, managed)
-    total = sum(offers[precision].values())
+    offers = PUBLICATIONS[name].split
+    precision, reason = pick_precision(name, offers, card, managed)
+    total = sum(file.bytes for file in offers[precision])
     if card:
         how = "one component at a time on the card" if managed else "all of it on the card"
-        fits = needed(offers[precision], managed) <= card.vram_bytes - RESERVED
+        good = fits(name, precision, card, managed)
         text = f"{name} in {precision}, {how}: {reason}"
-        return Line("plan", OK if fits else WARNING, text, "" if fits else "a smaller --width and --height may do")
+        return Line("plan", OK if good else WARNING, text, "" if good else "a smaller --width and --height may do")
     if torch.device:
         return Line("plan", OK, f"{name} in {precision} ({total / 1e9:.1f} GB) on {torch.device}")
     import psutil

@@ -195,8 +195,7 @@ def _split(
         if precision or not _has(source, publication.repository):
             raise missing
         return None
-    sizes = {name: {component: remote.bytes for remote, _, component in wanted} for name, wanted in offers.items()}
-    chosen, reason = pick_precision(sizes, card, places.managed)
+    chosen, reason = pick_precision(model, offers, card, places.managed)
     if precision:
         chosen, reason = precision, "asked for"
     if not publication.tokenizer:
