@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
+from pathlib import Path
 
 import pytest
 
 from candela.checkpoints.published import PUBLICATIONS
-from candela.install.card import Card, find_card, pick_precision
+from candela.install.card import Card, find_card, fits, pick_precision
 
 TURBO = PUBLICATIONS["z-image-turbo"].split
 
@@ -28,6 +30,19 @@ def test_the_most_precise_that_fits(gibibytes, managed, precision):
     chosen, reason = pick_precision("z-image-turbo", TURBO, card(gibibytes), managed)
     assert chosen == precision, reason
     assert "GB" in reason and ("smallest" in reason) == (gibibytes == 8 and not managed)
+
+
+SOLD = (4, 6, 8, 10, 12, 16, 24, 32)
+
+
+@pytest.mark.parametrize("precision", TURBO)
+def test_the_document_names_the_smallest_card_of_each(precision):
+    document = (Path(__file__).parents[2] / "docs" / "install.md").read_text()
+    found = re.search(rf"^\| `{precision}` \| .* GB \| (\d+) GB card \| (\d+) GB card \|$", document, re.MULTILINE)
+    assert found
+    for managed, gibibytes in zip((True, False), map(int, found.groups())):
+        smallest = next(size for size in SOLD if fits("z-image-turbo", precision, card(size), managed))
+        assert gibibytes == smallest, managed
 
 
 def test_without_a_card_or_a_choice():

@@ -42,7 +42,7 @@ def previewer(vae: Any, device: torch.device, dtype: torch.dtype) -> Previewer:
 
 
 def work(vae: Any, width: int, height: int, dtype: torch.dtype, device: str) -> int:
-    """Bytes that a preview of a picture takes beside the weights, on a device of that kind; 0 for a small one."""
+    """Bytes that a preview of a picture takes beside the weights, on a device of that kind; 0 where it is small."""
     from diffusers import AutoencoderTiny
 
     from candela.checkpoints import Part
@@ -50,18 +50,17 @@ def work(vae: Any, width: int, height: int, dtype: torch.dtype, device: str) -> 
     from candela.engine.skeletons import without_weights
 
     try:
-        folder = _decoder_for(vae)
-        config = AutoencoderTiny.load_config(folder) if folder else None
-    except (DamagedFile, OSError, ValueError):  # then they are small
+        if not (folder := _decoder_for(vae)):
+            return 0
+        config = dict(AutoencoderTiny.load_config(folder, local_files_only=True))
+        decoder = without_weights(Part(folder, "diffusers", "AutoencoderTiny", config), "vae", dtype)
+        latents = torch.empty(1, FLUX["latent_channels"], height // FACTOR, width // FACTOR, dtype=dtype, device="meta")
+        tally = Tally(list(tensors(decoder)), device)
+        with torch.no_grad(), tally:
+            _pixels(decoder, latents)
+        return tally.peak
+    except Exception:  # it is damaged: then previews are small, and `previewer` says why
         return 0
-    if folder is None:
-        return 0
-    decoder = without_weights(Part(folder, "diffusers", "AutoencoderTiny", config), "vae", dtype)
-    latents = torch.empty(1, FLUX["latent_channels"], height // FACTOR, width // FACTOR, dtype=dtype, device="meta")
-    tally = Tally(list(tensors(decoder)), device)
-    with torch.no_grad(), tally:
-        _pixels(decoder, latents)
-    return tally.peak
 
 
 def _decoder_for(vae: Any) -> Path | None:
