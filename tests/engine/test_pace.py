@@ -28,6 +28,9 @@ class Device:
         self.dry += STEP not in self.asked[self.worked :]
         self.asked.append(STEP)
 
+    def current_stream(self, device: torch.device):
+        return f"the stream of {device}"
+
     def Event(self, enable_timing: bool):
         assert enable_timing
         return Event(self)
@@ -41,7 +44,8 @@ class Event:
     def __init__(self, device: Device):
         self.device, self.at = device, None
 
-    def record(self) -> None:
+    def record(self, stream: str | None = None) -> None:
+        assert stream == "the stream of cuda:1", "another device's"
         self.device.asked.append(self)
 
     def synchronize(self) -> None:
@@ -82,7 +86,7 @@ def device(engine, monkeypatch):
     found, kind = Device(), pace.Pace
     monkeypatch.setattr(torch, "get_device_module", lambda device: found)
     for module in (sampling, whole):
-        monkeypatch.setattr(module, "Pace", lambda device: kind(torch.device("cuda")))
+        monkeypatch.setattr(module, "Pace", lambda device: kind(torch.device("cuda:1")))
     handle = blocks_of(engine.components.transformer)[-1].register_forward_pre_hook(found.launch)
     yield found
     handle.remove()
@@ -130,7 +134,7 @@ def test_on_the_cpu_a_step_is_told_of_before_the_next_begins(engine):
 def test_the_picture_is_the_same(demo, star_pixels, monkeypatch):
     found, kind = Device(), pace.Pace
     monkeypatch.setattr(torch, "get_device_module", lambda device: found)
-    monkeypatch.setattr(sampling, "Pace", lambda device: kind(torch.device("cuda")))
+    monkeypatch.setattr(sampling, "Pace", lambda device: kind(torch.device("cuda:1")))
     latents = []
     result = demo.generate(STAR, on_step=lambda step: latents.append(step.denoised))
     assert pixels(result.images[0]) == star_pixels

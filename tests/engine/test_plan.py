@@ -126,7 +126,8 @@ class Devices(TorchDispatchMode):
         return result
 
 
-def test_the_card_that_was_asked_for_is_measured_and_its_link(monkeypatch):
+@pytest.mark.parametrize("may_lock", [True, False])
+def test_the_card_that_was_asked_for_is_measured_and_its_link(monkeypatch, may_lock):
     second, gpu, cpu, asked = torch.device("cuda:1"), torch.cuda, torch.device("cpu"), []
     properties = SimpleNamespace(name="the second card")
     monkeypatch.setattr(gpu, "get_device_properties", lambda device: asked.append(device) or properties)
@@ -136,6 +137,8 @@ def test_the_card_that_was_asked_for_is_measured_and_its_link(monkeypatch):
 
     def unpinned(*size, pin_memory=False, **named):  # only a machine with a card can lock memory
         pinned.append(pin_memory)
+        if pin_memory and not may_lock:
+            raise RuntimeError("CUDA error: out of memory")
         return empty(*size, **named)
 
     monkeypatch.setattr(torch, "empty", unpinned)

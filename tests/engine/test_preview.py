@@ -14,6 +14,7 @@ from diffusers.image_processor import VaeImageProcessor
 from safetensors.torch import load_file
 
 from candela import CandelaWarning, Engine, Request
+from candela.checkpoints.card_memory import WORK
 from candela.checkpoints.manifest import Installed, changing_manifest
 from candela.engine.planning import plan
 from candela.engine.preview import work
@@ -85,6 +86,7 @@ def test_a_plan_counts_previews_where_they_would_be_shown(tmp_path, monkeypatch)
     after = plan("z-image-turbo", vram=24 << 30)
     (_, step, decode), (_, shown, _) = ([stage.activations for stage in made.stages] for made in (before, after))
     assert step < shown < decode
+    assert shown < WORK["transformer"] * 2 * 1024 * 1024, "what ComfyUI is asked for"
     document = Path(__file__).parents[2] / "docs" / "memory.md"
     assert f"{shown / 1e9:.2f} GB at 1024x1024 in 16 bits" in document.read_text()
     assert before.peak_bytes == after.peak_bytes

@@ -105,8 +105,11 @@ def rates(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
 
 @functools.cache
 def link(device: torch.device) -> float:
-    """Bytes a second of copies to a GPU from locked main memory, as placements make them."""
-    away = torch.empty(2**26, dtype=torch.uint8, pin_memory=True)
+    """Bytes a second of copies to a GPU from main memory, locked where that may be, as placements make them."""
+    try:
+        away = torch.empty(2**26, dtype=torch.uint8, pin_memory=True)
+    except RuntimeError:  # the driver has a limit, or the user
+        away = torch.empty(2**26, dtype=torch.uint8)
     here = torch.empty(2**26, dtype=torch.uint8, device=device)
     return len(away) / _quickest(lambda: here.copy_(away, non_blocking=True), device)
 

@@ -15,7 +15,7 @@ AHEAD = 1  # steps that are queued behind the one at work: the device never wait
 class _Clock:
     """A moment on the CPU, with the part of torch.cuda.Event that is used here."""
 
-    def record(self) -> None:
+    def record(self, stream: None) -> None:
         self.at = time.perf_counter()
 
     def synchronize(self) -> None: ...
@@ -26,15 +26,17 @@ class _Clock:
 
 
 class Pace:
-    """The steps of one run. Each is told when it is done, with the seconds that it took on the device: on the CPU at
-    once, elsewhere when the next one is queued."""
+    """The steps of one run. Each is told when it is done, with the seconds that it took on the device: on CUDA when the
+    next one is queued, elsewhere at once."""
 
     def __init__(self, device: torch.device):
         self._event: Callable[[], Any] = _Clock
+        self._stream: Any = None
         self._ahead = 0
-        if device.type != "cpu":
-            streams = torch.get_device_module(device)
-            self._event, self._ahead = lambda: streams.Event(enable_timing=True), AHEAD
+        if device.type == "cuda":
+            cuda = torch.get_device_module(device)
+            self._event, self._ahead = lambda: cuda.Event(enable_timing=True), AHEAD
+            self._stream = cuda.current_stream(device)  # an event's own choice is that of the current device
         self._queued: deque[tuple[Any, Any, Callable[[float], None]]] = deque()
 
     @property
@@ -58,7 +60,7 @@ class Pace:
 
     def _mark(self) -> Any:
         event = self._event()
-        event.record()
+        event.record(self._stream)
         return event
 
     def _wait(self, ahead: int) -> None:

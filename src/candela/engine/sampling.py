@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One finished step of a run, as the step callback gets it. On a GPU the next one is at work by then.
+    """One finished step of a run, as the step callback gets it. On CUDA the next one is at work by then.
 
     Attributes:
         index, steps: 1-based, of how many.
