@@ -85,15 +85,17 @@ def test_no_gpu_and_no_comfyui_are_warnings_with_what_to_do():
 
 def test_a_card_that_torch_cannot_use(tmp_path):
     card = tmp_path / "bin" / "nvidia-smi"
-    card.write_text("#!/bin/sh\necho 'NVIDIA GeForce RTX 3060, 12288, 11000, 550.90.07, 8.6'\n")
+    card.write_text("#!/bin/sh\necho 'NVIDIA GeForce RTX 4060, 8188, 7800, 550.90.07, 8.9'\n")
     card.chmod(0o755)
     found = lines()
     assert found["GPU"] == Line(
-        "GPU", "ok", "NVIDIA GeForce RTX 3060, 12.9 GB, 11.5 GB free, driver 550.90.07, compute capability 8.6"
+        "GPU", "ok", "NVIDIA GeForce RTX 4060, 8.6 GB, 8.2 GB free, driver 550.90.07, compute capability 8.9"
     )
-    assert found["torch"].state in ("warning", "failed") and "cannot use NVIDIA GeForce RTX 3060" in found["torch"].text
+    assert found["torch"].state in ("warning", "failed") and "cannot use NVIDIA GeForce RTX 4060" in found["torch"].text
     assert found["torch"].remedy
-    assert found["plan"].state == "warning" and "in nvfp4" in found["plan"].text and "12.9 GB" in found["plan"].text
+    assert found["plan"].state == "warning" and "in nvfp4" in found["plan"].text
+    assert "needs 8.7 GB, and NVIDIA GeForce RTX 4060 has 8.6" in found["plan"].text
+    assert found["plan"].remedy.startswith("candela plan z-image-turbo")
 
 
 def test_half_a_model(machine, comfyui):

@@ -215,7 +215,10 @@ def _plan(card: Card | None, torch: Torch, managed: bool) -> Line:
         how = "one component at a time on the card" if managed else "all of it on the card"
         good = fits(name, precision, card, managed)
         text = f"{name} in {precision}, {how}: {reason}"
-        return Line("plan", OK if good else WARNING, text, "" if good else "a smaller --width and --height may do")
+        smaller = (
+            "a smaller --width and --height may do" if managed else f"candela plan {name} says how it runs all the same"
+        )
+        return Line("plan", OK if good else WARNING, text, "" if good else smaller)
     if torch.device:
         return Line("plan", OK, f"{name} in {precision} ({total / 1e9:.1f} GB) on {torch.device}")
     import psutil
