@@ -82,13 +82,13 @@ def denoise(
     Raises:
         Cancelled: `cancelled()` was true before a step.
     """
-    timesteps = scheduler.timesteps[first:]
-    scheduler.set_begin_index(first)
     pace, tell = Pace(noise.device), on_step or (lambda step: None)
 
     def told(index: int, denoised: torch.Tensor) -> Callable[[float], None]:
         return lambda seconds: tell(Step(index, len(timesteps), seconds, denoised, preview))
 
+    timesteps = scheduler.timesteps[first:]
+    scheduler.set_begin_index(first)
     latents = noise if start is None else scheduler.scale_noise(start.latents, timesteps[:1], noise)
     for index, timestep in enumerate(timesteps):
         if cancelled is not None and cancelled():
