@@ -2,6 +2,9 @@
 
 Two text chunks: `candela`, JSON for machines, and `parameters`, the line format that image
 viewers and galleries have understood since AUTOMATIC1111's web UI.
+
+Files are named, never where they lie: pictures are given away, and a path would tell of the home that they come from
+or, in a stranger's picture, make who reads it open what it names.
 """
 
 from __future__ import annotations
@@ -11,31 +14,52 @@ import io
 import json
 import os
 import re
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from candela.errors import OutputError
+from candela.pictures import opened
 
 if TYPE_CHECKING:
     from PIL import Image
 
 KEY = "candela"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+NEXT_PART = re.compile(r",(?=\w+=)")  # between NAME=FILE and NAME=FILE
+
+
+def file_name_of(path: str) -> str:
+    """The last part of a path of any system; a picture made on Windows is read elsewhere too."""
+    return re.split(r"[\\/]", path.rstrip("\\/"))[-1]
+
+
+def names_of(model: str) -> str:
+    """What `--model` takes, with names in place of paths; a name of the catalogue or on the hub stays."""
+
+    def named(part: str) -> str:
+        component = re.match(r"\w+=|", part)
+        assert component
+        place = part[component.end() :]
+        return component[0] + (place if HUB_ID.fullmatch(place) else file_name_of(place))
+
+    return ",".join(map(named, NEXT_PART.split(model)))
 
 
 @dataclass(frozen=True)
 class Start:
-    """The picture an image-to-image run began from: its file, where known, and the sha256 of its RGB pixels."""
+    """The picture an image-to-image run began from: its file's name, where known, and the sha256 of its RGB pixels."""
 
-    path: str | None
+    name: str | None
     sha256: str
 
 
 @dataclass(frozen=True)
 class Lora:
-    """A LoRA that was on: its file, how strongly, and the sha256 of the file."""
+    """A LoRA that was on: its file's name, how strongly, and the sha256 of the file."""
 
-    path: str
+    name: str
     strength: float
     sha256: str
 
@@ -45,6 +69,8 @@ class Record:
     """One picture's settings, all explicit. `cfg` is ComfyUI's number for the same guidance; `mode` is exact, or fast
     with the numbers that were computed with: "fast int8", "fast fp8".
 
+    `model` is a name of the catalogue or on the hub, else that of a folder or of files, as in `names_of`;
+    `fingerprint` is of its files (`checkpoints.fingerprint`), empty in records of before they were taken.
     `remake` is False when tensors went in that a file name cannot stand for (latents, a mask)."""
 
     model: str
@@ -64,6 +90,7 @@ class Record:
     start: Start | None = None
     loras: tuple[Lora, ...] = ()
     remake: bool = True
+    fingerprint: str = ""
     versions: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
@@ -73,24 +100,14 @@ class Record:
     def from_json(cls, text: str) -> Record:
         """
         Raises:
-            ValueError: not a record.
+            ValueError: not a record; it says which value is missing or of another kind.
         """
-        values = json.loads(text)
-        if not isinstance(values, dict):
-            raise ValueError("not an object")
-        known = {f.name for f in fields(cls)}
-        if missing := {"model", "prompt", "seed"} - values.keys():
-            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
-        if not all(isinstance(values[name], str) for name in ("model", "prompt")):
-            raise ValueError("model and prompt must be text")
-        if start := values.get("start"):
-            values["start"] = Start(start.get("path"), start["sha256"])
         try:
-            loras = values.get("loras") or ()
-            values["loras"] = tuple(Lora(str(one["path"]), float(one["strength"]), str(one["sha256"])) for one in loras)
-            return cls(**{name: value for name, value in values.items() if name in known})
-        except TypeError as error:
-            raise ValueError(str(error)) from error
+            values = json.loads(text)
+        except RecursionError:
+            raise ValueError("it is nested too deep") from None
+        record = _checked(cls, values, "it")
+        return replace(record, model=names_of(record.model))
 
     def parameters(self) -> str:
         """The line format: prompt, negative prompt, then settings; CFG scale is ComfyUI's number."""
@@ -107,7 +124,7 @@ class Record:
             **({"Mode": self.mode} if self.mode != "exact" else {}),
             **({"Denoising strength": f"{self.strength:g}"} if self.start else {}),
             **(
-                {"LoRA": " + ".join(f"{Path(one.path).stem} {one.strength:g}" for one in self.loras)}
+                {"LoRA": " + ".join(f"{Path(one.name).stem} {one.strength:g}" for one in self.loras)}
                 if self.loras
                 else {}
             ),
@@ -115,6 +132,62 @@ class Record:
         }
         lines.append(", ".join(f"{name}: {value}" for name, value in settings.items()))
         return "\n".join(lines)
+
+
+def _is_text(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:  # half of a character
+        return False
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e9  # NaN is not
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_text, (*value, *value.values())))
+
+
+# What a field may hold, by its annotation.
+KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "str": (_is_text, "a text"),
+    "str | None": (lambda value: value is None or _is_text(value), "a text or null"),
+    "int": (lambda value: type(value) is int and 0 <= value < 2**64, "a whole number"),
+    "float": (_is_number, "a number"),
+    "bool": (lambda value: isinstance(value, bool), "true or false"),
+    "dict[str, str]": (_is_texts, "texts by name"),
+    "Start | None": (lambda value: value is None or isinstance(value, dict), "an object or null"),
+    "tuple[Lora, ...]": (lambda value: isinstance(value, list), "a list"),
+}
+
+
+def _checked(cls: type[Any], values: Any, what: str) -> Any:
+    """A `cls` of JSON's `values`; what it does not know is left out: a later Candela may say more.
+
+    Raises:
+        ValueError: a value is missing or of another kind.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"{what} is not an object")
+    if "path" in values and cls is not Record:  # records of before said where files lay
+        values = {"name": file_name_of(values["path"]) if _is_text(values["path"]) else values["path"]} | values
+    found: dict[str, Any] = {}
+    for each in fields(cls):
+        if each.name not in values:
+            if each.default is MISSING and each.default_factory is MISSING:
+                raise ValueError(f"{what} has no {each.name!r}")
+            continue
+        value = values[each.name]
+        fits, kind = KINDS[str(each.type)]
+        if not fits(value):
+            raise ValueError(f"{what} has {each.name!r} = {json.dumps(value)[:40]}, and not {kind}")
+        found[each.name] = value
+    if found.get("start") is not None:
+        found["start"] = _checked(Start, found["start"], "its start")
+    if "loras" in found:
+        found["loras"] = tuple(_checked(Lora, one, "a LoRA") for one in found["loras"])
+    return cls(**found)
 
 
 def pixels_sha256(image: Image.Image) -> str:
@@ -128,24 +201,26 @@ def read_record(path: str | Path) -> Record:
     Raises:
         OutputError: no such file, not a picture, or no record in it.
     """
-    from PIL import Image
-
     try:
-        with Image.open(path) as image:
-            image.load()  # text chunks may follow the pixels
+        with opened(path, ("PNG",)) as image:
             text = image.info.get(KEY)
+            if text is None:
+                image.load()  # another program may have put it behind the pixels
+                text = image.info.get(KEY)
     except FileNotFoundError as error:
         raise OutputError(f"there is no file {path}") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise OutputError(f"{path} cannot be read as a picture ({error})") from error
+    except ValueError as error:
+        raise OutputError(f"{path} cannot be read as a picture ({error}). Give a PNG that Candela wrote") from error
     if text is None:
         raise OutputError(
             f"{path} carries no Candela record: it was made elsewhere, or saved again by a program that drops it"
         )
     try:
         return Record.from_json(text)
-    except (ValueError, KeyError, AttributeError) as error:
-        raise OutputError(f"{path}: its Candela record is damaged ({error})") from error
+    except ValueError as error:
+        raise OutputError(
+            f"{path}: its Candela record is damaged: {str(error)[:300]}. Take the picture as Candela saved it"
+        ) from error
 
 
 def file_name(record: Record) -> str:

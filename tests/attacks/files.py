@@ -6,6 +6,7 @@ What each must end in is beside it: the name of our error, or OK for a file that
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
@@ -17,6 +18,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from candela.checkpoints.catalogue import DEMO_FOLDER
 
@@ -1214,6 +1218,72 @@ folder_attack(
     lambda target: (target / "candela.json").write_text(json.dumps({"defaults": [1, 2]})),
     DAMAGED,
 )
+
+
+# --- records --------------------------------------------------------------------------------------
+
+RECORD: dict[str, Any] = {
+    "model": "demo", "family": "z-image", "prompt": "a red star", "negative_prompt": None, "width": 96, "height": 96,
+    "steps": 1, "guidance": 0.0, "cfg": 1.0, "seed": 3, "strength": 1.0, "dtype": "float32", "device": "cpu",
+    "mode": "exact", "start": None, "loras": [], "remake": True, "fingerprint": "", "versions": {"candela": "0.1.0"},
+}  # fmt: skip
+LORA = {"name": "a.safetensors", "strength": 1.0, "sha256": "00"}
+
+
+def recorded(**changes: Any) -> str:
+    return json.dumps(RECORD | changes)
+
+
+# What stands in a stranger's PNG, none of which is a record.
+RECORDS: dict[str, str] = {
+    "no_json": "{",
+    "list": "[]",
+    "number": "5",
+    "empty": "{}",
+    "lists": "[" * 100_000,
+    "objects": '{"a":' * 100_000,
+    "deep_inside": json.dumps(RECORD)[:-1] + ', "x": ' + "[" * 100_000 + "]" * 100_000 + "}",
+    "digits": json.dumps(RECORD).replace('"seed": 3', '"seed": ' + "9" * 100_000),
+    "versions_number": recorded(versions=3),
+    "versions_list": recorded(versions=["candela"]),
+    "versions_nested": recorded(versions={"candela": {"a": 1}}),
+    "mode": recorded(mode=5),
+    "mode_null": recorded(mode=None),
+    "start_path": recorded(start={"path": 5, "sha256": "00"}),
+    "start_list": recorded(start=[1]),
+    "start_text": recorded(start="s.png"),
+    "start_empty": recorded(start={}),
+    "start_digest": recorded(start={"name": "s.png", "sha256": None}),
+    "loras_text": recorded(loras="a.safetensors"),
+    "loras_object": recorded(loras=LORA),
+    "lora_list": recorded(loras=[[]]),
+    "lora_strength": recorded(loras=[LORA | {"strength": "x"}]),
+    "lora_infinite": recorded(loras=[LORA | {"strength": float("inf")}]),
+    "lora_nothing": recorded(loras=[{}]),
+    "prompt_list": recorded(prompt=["a"]),
+    "prompt_half_a_character": recorded(prompt="\ud800"),
+    "model_null": recorded(model=None),
+    "model_object": recorded(model={"transformer": "demo"}),
+    "width_text": recorded(width="96"),
+    "width_true": recorded(width=True),
+    "width_fraction": recorded(width=96.5),
+    "seed_negative": recorded(seed=-1),
+    "seed_huge": recorded(seed=2**64),
+    "guidance_nan": recorded(guidance=float("nan")),
+    "guidance_list": recorded(guidance=[]),
+    "remake_text": recorded(remake="no"),
+    "negative_number": recorded(negative_prompt=3),
+    "escapes_in_a_number": recorded(steps=ESCAPES),
+}
+
+
+def picture_with(record: str, key: str = "candela") -> bytes:
+    """A PNG that carries `record`, well or ill formed."""
+    info = PngInfo()
+    info.add_itxt(key, record)
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(buffer, "PNG", pnginfo=info)
+    return buffer.getvalue()
 
 
 def written(attack: Attack, folder: Path) -> Path:

@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from candela.cli.output import error_report, print_json, say
+from candela.cli.remaking import check_same_model, missing, places, recorded_model, remakeable
 from candela.errors import Cancelled, CandelaError, CandelaWarning, InvalidRequest, OutputError
-from candela.record import Record, pixels_sha256, read_record, save_png
+from candela.pictures import opened
+from candela.record import Record, pixels_sha256, save_png
 
 if TYPE_CHECKING:
     from candela.engine import Engine, Request, Step
@@ -57,11 +59,15 @@ def run(options: Options) -> int:
     """
     record = remakeable(options.like) if options.like else None
     settings = request_settings(options, record)
-    model = options.model if options.model is not None else record.model if record else "demo"
+    model = options.model
+    if model is None:
+        model = recorded_model(record, options.like) if record and options.like else "demo"
 
     from candela.checkpoints import read_checkpoint
 
     checkpoint = read_checkpoint(model)  # wrong files are told before the libraries are imported, which takes seconds
+    if record and options.like:
+        check_same_model(record, options.like, checkpoint, found_by_name=options.model is None)
 
     with undisturbed():
         from candela.cli.loras import wanted_loras
@@ -74,7 +80,7 @@ def run(options: Options) -> int:
         request = Request(**settings)
         family = family_of(checkpoint)
         request.resolved(family, family.defaults(checkpoint))
-        loras = wanted_loras(options.loras, record)
+        loras = wanted_loras(options.loras, record, options.like)
         check_loras(checkpoint, family.name, loras)
         target = Target(options.out, request.total)
         with spoken_warnings(muted=False):
@@ -141,7 +147,7 @@ def request_settings(options: Options, record: Record | None) -> dict[str, Any]:
         typed = getattr(options, "negative" if name == "negative_prompt" else name)
         return typed if typed is not None else getattr(record, name) if record else default
 
-    image = open_start(options.init, record)
+    image = open_start(options.init, record, options.like)
     if options.strength is not None and image is None:
         raise InvalidRequest(f"--strength {options.strength:g} needs a picture to start from: add --init IMAGE")
     return {
@@ -158,46 +164,58 @@ def request_settings(options: Options, record: Record | None) -> dict[str, Any]:
     }
 
 
-def remakeable(path: Path) -> Record:
-    record = read_record(path)
-    if not record.remake:
-        raise OutputError(
-            f"{path} was made from latents or a mask handed over in Python, which its record cannot hold: "
-            "make it again there"
-        )
-    return record
-
-
 def fast_mode(typed: bool | None, record: Record | None) -> bool | str:
     """For `Engine.load`: what was typed, else the very arithmetic of the picture that is made again."""
     if typed is not None or record is None:
         return bool(typed)
+    if record.mode == "exact":
+        return False
     kind = record.mode.removeprefix("fast ")
-    return kind if kind != record.mode else False
+    if kind == record.mode or not kind.isalnum():
+        raise InvalidRequest(
+            f"the picture was made in the mode {record.mode[:80]!r}, which this Candela does not have. Add --exact or "
+            "--fast to make it otherwise"
+        )
+    return kind
 
 
-def open_start(typed: Path | None, record: Record | None) -> Any:
+def open_start(typed: Path | None, record: Record | None, like: Path | None) -> Any:
     """The picture to start from, if any: the one typed, else the record's, which must be the same as then."""
-    path = typed or (Path(record.start.path) if record and record.start and record.start.path else None)
-    if path is None:
-        if record and record.start:
-            raise InvalidRequest("the picture was made from a start image without a file name: add it with --init")
+    start = record.start if record else None
+    if typed is not None:
+        image = read_start(typed)
+        if start and pixels_sha256(image) != start.sha256:
+            say(f"note: {typed} is not the picture that {like} was made from")
+        return image
+    if start is None or like is None:
         return None
-    from PIL import Image, ImageOps
+    if not start.name:
+        raise InvalidRequest(f"{like} was made from a start image without a file name: add it with --init")
+    found = places(start.name, like)
+    if not found:
+        raise missing("start image", start.name, like, "name it with --init")
+    for path in found:
+        image = read_start(path)
+        if pixels_sha256(image) == start.sha256:
+            return image
+    raise InvalidRequest(
+        f"the start image {found[0]} has changed since {like} was made, or is another one of that name: its pixels do "
+        "not match. Put the old one back, or name one with --init"
+    )
+
+
+def read_start(path: Path) -> Any:
+    from PIL import ImageOps
 
     try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)  # a telephone's picture says which way is up
+        with opened(path) as image:
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)  # a telephone's picture says which way is up
     except FileNotFoundError as error:
         raise InvalidRequest(f"the start image {path} does not exist") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InvalidRequest(f"the start image {path} cannot be read as a picture ({error})") from error
-    vars(image)["filename"] = os.path.abspath(path)  # the record names it, wherever --like is called from
-    if typed is None and record and record.start and pixels_sha256(image) != record.start.sha256:
-        raise InvalidRequest(
-            f"the start image {path} has changed since the picture was made: its pixels no longer match. "
-            "Put the old one back, or name another with --init"
-        )
+    except ValueError as error:
+        raise InvalidRequest(f"the start image {path} cannot be read as a picture: {error}") from error
+    vars(image)["filename"] = os.path.abspath(path)  # the record names it
     return image
 
 

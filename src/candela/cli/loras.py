@@ -6,32 +6,38 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from candela.checkpoints.lora import Lora
+from candela.cli.remaking import missing, places
 from candela.engine.adapters import file_sha256, stamp
 from candela.errors import InvalidRequest
+from candela.record import Lora as Named
 from candela.record import Record
 
 
-def wanted_loras(typed: Sequence[str], record: Record | None) -> list[Lora]:
-    """What was typed, else the record's, whose files must be the same as then.
+def wanted_loras(typed: Sequence[str], record: Record | None, like: Path | None) -> list[Lora]:
+    """What was typed, else those that the picture `like` was made with, whose files must be the same as then.
 
     Raises:
-        InvalidRequest: a strength that is no number; a file of the record that is gone or has changed.
+        InvalidRequest: a strength that is no number; a file of the record that is not found or has changed.
     """
-    if typed or record is None:
+    if typed or record is None or like is None:
         return [parsed(text) for text in typed]
-    for lora in record.loras:
-        path = Path(lora.path)
-        if not path.is_file():
-            raise InvalidRequest(
-                f"the LoRA {path}, with which the picture was made, is not there any more. Put it back, or name "
-                "another with --lora"
-            )
-        if file_sha256(lora.path, stamp(path)) != lora.sha256:
-            raise InvalidRequest(
-                f"the LoRA {path} has changed since the picture was made. Put the old one back, or name another "
-                "with --lora"
-            )
-    return [Lora(lora.path, lora.strength) for lora in record.loras]
+    return [Lora(_same(lora, like, record), lora.strength) for lora in record.loras]
+
+
+def _same(lora: Named, like: Path, record: Record) -> Path:
+    """The file that the record names, by its content."""
+    again = " ".join(f"--lora {one.name}:{one.strength:g}" for one in record.loras)
+    remedy = f"name all LoRAs and where they are: {again}"
+    found = [path for path in places(lora.name, like) if path.is_file()]
+    if not found:
+        raise missing("LoRA", lora.name, like, remedy)
+    for path in found:
+        if file_sha256(str(path), stamp(path)) == lora.sha256:
+            return path
+    raise InvalidRequest(
+        f"the LoRA {found[0]} has changed since {like} was made, or is another one of that name. Put the old one back, "
+        f"or {remedy}"
+    )
 
 
 def parsed(text: str) -> Lora:

@@ -95,8 +95,8 @@ def show(image: Annotated[Path, typer.Argument(help="A PNG made by Candela.")]) 
             if isinstance(value, dict):
                 value = ", ".join(f"{key} {item}" for key, item in value.items())
             if name == "loras":
-                value = ", ".join(f"{one['path']} at {one['strength']:g}" for one in value) or None
-            if value is not None and name != "remake":
+                value = ", ".join(f"{one['name']} at {one['strength']:g}" for one in value) or None
+            if value is not None and name not in ("remake", "fingerprint"):
                 print(f"{name + ':':17}{plain(value)}")
         return 0
 

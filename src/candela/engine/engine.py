@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from candela.checkpoints import Checkpoint, Components, load_components, read_checkpoint
+from candela.checkpoints.fingerprint import fingerprint
 from candela.checkpoints.lora import Lora
 from candela.engine import fast as fast_mode
 from candela.engine import memory, preview, sampling
@@ -32,7 +33,7 @@ from candela.errors import Cancelled, CandelaWarning, InvalidRequest, Mismatched
 from candela.families import Conditioning, Defaults, Family, family_of
 from candela.families.base import warn_unused_negative
 from candela.record import Lora as LoraRecord
-from candela.record import Record, pixels_sha256, versions
+from candela.record import Record, file_name_of, names_of, pixels_sha256, versions
 from candela.record import Start as StartRecord
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Engine:
         mode: str = fast_mode.EXACT,
     ):
         self.model = checkpoint.name
+        self.fingerprint = fingerprint(checkpoint)
         self.family = family
         self.components = components
         self.defaults: Defaults = family.defaults(checkpoint)
@@ -478,9 +480,9 @@ class Engine:
         start = None
         if full.image is not None:
             file = getattr(full.image, "filename", None)  # PIL's, where the picture was opened from one
-            start = StartRecord(os.path.abspath(file) if file else None, pixels_sha256(full.image))
+            start = StartRecord(file_name_of(os.fspath(file)) if file else None, pixels_sha256(full.image))
         return Record(
-            model=self.model,
+            model=names_of(self.model),
             family=self.family.name,
             prompt=full.prompts[prompt],
             negative_prompt=full.negatives[prompt] if full.negatives else None,
@@ -495,7 +497,8 @@ class Engine:
             device=self.device.type,
             mode=self.mode,
             start=start,
-            loras=tuple(LoraRecord(lora.path, lora.strength, lora.sha256) for lora in self.loras),
+            loras=tuple(LoraRecord(file_name_of(lora.path), lora.strength, lora.sha256) for lora in self.loras),
             remake=full.latents is None and full.mask is None,
+            fingerprint=self.fingerprint,
             versions=versions(),
         )

@@ -1,0 +1,46 @@
+"""Pictures from strangers, opened with limits: from a regular file, in a known format, of a size that fits memory."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+# PIL knows dozens more, and starts Ghostscript for one of them.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+MAX_PIXELS = 8192 * 8192  # the largest picture that a model here makes
+
+
+@contextmanager
+def opened(path: str | Path, formats: tuple[str, ...] = FORMATS) -> Iterator[Image.Image]:
+    """The picture at `path`, its header read; what is done with it within is guarded likewise.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a regular file, none of `formats`, too large, or damaged; in words.
+    """
+    from PIL import Image
+
+    try:
+        # A pipe or a device would wait, or go on, for ever.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ValueError("it is not a regular file")
+            with Image.open(file, formats=formats) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise ValueError(
+                        f"its {image.width}x{image.height} pixels are more than {MAX_PIXELS}; make it smaller first"
+                    )
+                yield image
+    except (FileNotFoundError, MemoryError):
+        raise
+    except Image.UnidentifiedImageError as error:
+        raise ValueError(f"it is not of a format that is read: {', '.join(formats)}") from error
+    except Exception as error:  # PIL raises nearly anything for a damaged file
+        raise ValueError(getattr(error, "strerror", None) or str(error)[:200] or type(error).__name__) from error
