@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from candela.regular import open_regular
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -28,10 +28,7 @@ def opened(path: str | Path, formats: tuple[str, ...] = FORMATS) -> Iterator[Ima
     from PIL import Image
 
     try:
-        # A pipe or a device would wait, or go on, for ever.
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise ValueError("it is not a regular file")
+        with open_regular(path) as file:
             with Image.open(file, formats=formats) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise ValueError(

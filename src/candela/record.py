@@ -248,10 +248,20 @@ def save_png(image: Image.Image, record: Record, folder: Path, name: str | None 
     """
     stem, data = name or file_name(record), png_bytes(image, record)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         return _write_new(folder, stem, data)
     except OSError as error:
         raise OutputError(f"cannot write into {folder}: {error.strerror or error}. Choose another folder") from error
+
+
+def make_folder(folder: Path) -> None:
+    """And those above it, however many: `mkdir(parents=True)` calls itself for each.
+
+    Raises:
+        OSError: one of them cannot be created.
+    """
+    for each in (*reversed(folder.parents), folder):
+        each.mkdir(exist_ok=True)
 
 
 def _write_new(folder: Path, stem: str, data: bytes) -> Path:

@@ -97,3 +97,11 @@ def test_a_request_is_frozen_and_takes_one_or_many_prompts():
     assert Request("a").prompts == ("a",)
     with pytest.raises(dataclasses.FrozenInstanceError):
         request.seed = 1
+
+
+@pytest.mark.parametrize("name", ["prompt", "negative_prompt"])
+def test_a_text_has_a_limit(name):
+    texts = {"prompt": "a"} | {name: "a" * 100_000}
+    Request(**texts)
+    with pytest.raises(InvalidRequest, match="of 100001 characters is too long: the limit is 100000"):
+        Request(**texts | {name: "a" * 100_001})

@@ -20,11 +20,13 @@ from candela.cli.output import error_report, print_json, say
 from candela.cli.remaking import check_same_model, missing, places, recorded_model, remakeable
 from candela.errors import Cancelled, CandelaError, CandelaWarning, InvalidRequest, OutputError
 from candela.pictures import opened
-from candela.record import Record, pixels_sha256, save_png
+from candela.record import Record, make_folder, pixels_sha256, save_png
+from candela.regular import open_regular
 
 if TYPE_CHECKING:
     from candela.engine import Engine, Request, Step
 
+MAX_PROMPTS = 4_000_000  # bytes: tens of thousands of prompts
 OTHER_FORMATS = {".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
@@ -133,11 +135,7 @@ def request_settings(options: Options, record: Record | None) -> dict[str, Any]:
     """The request's fields: what was typed, over what `--like` brings, over the request's own defaults."""
     prompts = list(options.prompts)
     if options.prompts_file:
-        try:
-            lines = options.prompts_file.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InvalidRequest(f"the prompts file {options.prompts_file} cannot be read: {error}") from error
-        prompts += [line.strip() for line in lines if line.strip()]
+        prompts += read_prompts(options.prompts_file)
     if not prompts and record:
         prompts = [record.prompt]
     if not prompts:
@@ -162,6 +160,19 @@ def request_settings(options: Options, record: Record | None) -> dict[str, Any]:
         "image": image,
         "strength": record.strength if record and record.start and options.strength is None else options.strength,
     }
+
+
+def read_prompts(path: Path) -> list[str]:
+    try:
+        with open_regular(path) as file:
+            data = file.read(MAX_PROMPTS + 1)
+        if len(data) > MAX_PROMPTS:
+            raise InvalidRequest(f"the prompts file {path} is longer than {MAX_PROMPTS} bytes: split it")
+        lines = data.decode("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidRequest(f"the prompts file {path} cannot be read: {reason}") from error
+    return [line.strip() for line in lines if line.strip()]
 
 
 def fast_mode(typed: bool | None, record: Record | None) -> bool | str:
@@ -250,7 +261,7 @@ class Target:
     def prepare(self) -> None:
         """Creates the folder and proves that it can be written, before minutes are spent on a picture."""
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             with tempfile.TemporaryFile(dir=self.folder):
                 pass
         except OSError as error:

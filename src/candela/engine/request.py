@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 MAX_SEED = 2**64 - 1  # what torch.Generator and ComfyUI take
 MAX_SIDE = 16384
 MAX_IMAGES = 4096
+MAX_TEXT = 100_000  # characters; no model here reads more than 512 tokens, and the longest tokens are of 128
 DEFAULT_STRENGTH = 0.6  # as in diffusers' image-to-image pipelines
 
 
@@ -241,6 +242,8 @@ def _check_texts(name: str, texts: tuple[Any, ...]) -> None:
     for text in texts:
         if not isinstance(text, str):
             raise InvalidRequest(f"a {name} must be text, not {type(text).__name__}: {text!r}")
+        if len(text) > MAX_TEXT:
+            raise InvalidRequest(f"a {name} of {len(text)} characters is too long: the limit is {MAX_TEXT}")
         try:
             text.encode()
         except UnicodeEncodeError as error:

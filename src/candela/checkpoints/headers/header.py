@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import stat
+import errno
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from candela import regular
 from candela.errors import DamagedFile
 
 MAX_TENSORS = 50_000  # the largest image models have about 10,000
@@ -50,17 +50,18 @@ class Header:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Opens a regular file (a pipe or device would wait for ever).
+    """Opens a regular file.
 
     Raises:
         DamagedFile: it is something else.
         OSError: it cannot be opened.
     """
-    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))  # noqa: SIM115
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise DamagedFile(f"{path} is not a regular file. Give the weight file itself")
-    return file
+    try:
+        return regular.open_regular(path)
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            raise DamagedFile(f"{path} is not a regular file. Give the weight file itself") from error
+        raise
 
 
 def check_layout(path: Path, tensors: Iterable[StoredTensor], begin: int, size: int) -> None:
