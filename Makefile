@@ -33,11 +33,13 @@ test-comfyui: $(READY)
 	@$(BIN)/python -c 'from tests.comfyui.server import cores; found = cores(); print("ComfyUI cores:", ", ".join(c.version for c in found) or "NONE FOUND: nothing below was tested. Put checkouts under ~/.cache/candela/comfyui or set COMFYUI_DIR; see CONTRIBUTING.md")'
 	$(BIN)/python -m pytest -m comfyui tests/comfyui -rs
 
-# Mutated headers, until one escapes the error tree. Guided by coverage after $(BIN)/pip install -e '.[fuzz]'.
+# Mutated headers, records and pictures, until one escapes the error tree. Guided by coverage after $(BIN)/pip install -e '.[fuzz]'.
 RUNS ?= 200000
 fuzz: $(READY)
 	$(BIN)/python -m tests.attacks.fuzz safetensors $(RUNS)
 	$(BIN)/python -m tests.attacks.fuzz gguf $(RUNS)
+	$(BIN)/python -m tests.attacks.fuzz record $(RUNS)
+	$(BIN)/python -m tests.attacks.fuzz picture $(RUNS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,6 +1,8 @@
-"""Mutated headers, until one escapes the error tree: `make fuzz`, or `python -m tests.attacks.fuzz FORMAT RUNS`.
+"""Mutated headers and pictures, until one escapes the error tree: `make fuzz`, or `python -m tests.attacks.fuzz FORMAT
+RUNS`.
 
-FORMAT is safetensors or gguf. Guided by coverage where atheris is installed (`pip install candela[fuzz]`), else, and
+FORMAT is safetensors or gguf (headers of weight files), record (PNGs that carry one) or picture (what `--init` reads:
+PNG, JPEG, WebP). Guided by coverage where atheris is installed (`pip install candela[fuzz]`), else, and
 with `--blind`, seeded mutations alone. What fails is written to build/fuzz; `python -m tests.attacks.fuzz FILE` runs
 it again.
 """
@@ -17,21 +19,27 @@ import struct
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.attacks import files
+from tests.attacks import files, pictures
+from tests.attacks.pictures import SHARED
 from tests.attacks.worker import memory
 
 RUNS = 200_000
-SECONDS = 1  # of processor time for one input
-MEGABYTES = 700  # of the process, what atheris keeps included
-FORMATS = ("safetensors", "gguf")
+HEADERS = ("safetensors", "gguf")
+FORMATS = (*HEADERS, *pictures.SEEDS)
+SECONDS = {"safetensors": 1, "gguf": 1, "record": 2, "picture": 2}  # of processor time for one input
+MEGABYTES = {"safetensors": 700, "gguf": 700, "record": 1200, "picture": 1200}  # of the process, libraries included
 FOUND = Path(__file__).parents[2] / "build" / "fuzz"
-SHARED = Path("/dev/shm")  # in memory, where there is such a thing
 
 
-def target() -> Callable[[bytes], None]:
+def target(form: str) -> Callable[[bytes], None]:
+    return header_target() if form in HEADERS else pictures.target(form)
+
+
+def header_target() -> Callable[[bytes], None]:
     """What is fuzzed: bytes -> everything that identify says of them. Only CandelaError may come out of it."""
     from candela.checkpoints.configuration import config_metadata
     from candela.checkpoints.contents import read_contents
@@ -74,24 +82,34 @@ def peak_megabytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
-def limited(run: Callable[[bytes], None]) -> Callable[[bytes], None]:
+longest = 0.0  # processor time that one input took
+
+
+def limited(form: str) -> Callable[[bytes], None]:
     """Writes down what fails, or takes too long or too much, and fails."""
+    run, seconds, megabytes = target(form), SECONDS[form], MEGABYTES[form]
 
     def late(*_: object) -> None:
-        raise TimeoutError(f"more than {SECONDS} s")
+        raise TimeoutError(f"more than {seconds} s")
 
     signal.signal(signal.SIGVTALRM, late)
 
     def guarded(data: bytes) -> None:
-        signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
+        global longest
+        signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+        started = time.process_time()
         try:
             run(data)
+            took = time.process_time() - started
+            longest = max(longest, took)
+            if took > seconds:  # within a library, where no signal is heard
+                late()
             peak = peak_megabytes()
-            if peak > MEGABYTES:
+            if peak > megabytes:
                 raise MemoryError(f"the process took {peak:.0f} MB")
         except BaseException:
             FOUND.mkdir(parents=True, exist_ok=True)
-            place = FOUND / f"{hash(data) & 0xFFFFFFFF:08x}"
+            place = FOUND / f"{form}-{zlib.crc32(data):08x}"
             place.write_bytes(data)
             print(f"to run it again: python -m tests.attacks.fuzz {place}", file=sys.stderr)
             raise
@@ -103,6 +121,8 @@ def limited(run: Callable[[bytes], None]) -> Callable[[bytes], None]:
 
 def seeds(form: str) -> list[bytes]:
     """Small files that nothing is wrong with, or one thing: components, a LoRA, quantised layers, metadata."""
+    if form in pictures.SEEDS:
+        return pictures.SEEDS[form]()
     nothing = files.NOTHING
     lists: list[dict] = [dict.fromkeys(files.ALL_MARKS, nothing)]
     for component in ("transformer", "text_encoder", "vae"):
@@ -129,7 +149,7 @@ def seeds(form: str) -> list[bytes]:
     return [files.plain()] + [files.file_of(some, metadata | settings if k else None) for k, some in enumerate(lists)]
 
 
-WORDS = {
+WORDS = pictures.WORDS | {
     "gguf": [struct.pack("<Q", n) for n in (0, 1, 64, 65, 2**31, 2**32, 2**48, 2**63, 2**64 - 1)]
     + [struct.pack("<I", n) for n in range(14)],
     "safetensors": [b"[", b"]", b"{", b"}", b",", b":", b'"', b"-1", b"1e9", b"NaN", b"null", b"true", b"0", b"9" * 20,
@@ -140,6 +160,8 @@ WORDS = {
 
 def mutated(random: random.Random, corpus: list[bytes], form: str) -> bytes:
     """One of the corpus after a few edits; its header's length is usually made to fit again."""
+    if form == "record" and random.random() < 0.6:
+        return pictures.changed(random)
     data = bytearray(random.choice(corpus))
     for _ in range(random.choice((1, 1, 2, 3, 8))):
         at = random.randrange(len(data) + 1)
@@ -164,11 +186,13 @@ def mutated(random: random.Random, corpus: list[bytes], form: str) -> bytes:
     if form == "safetensors" and len(data) > 8 and random.random() < 0.8:
         end = data.rfind(b"}") + 1
         data[:8] = struct.pack("<Q", max(0, end - 8))
+    if form in pictures.SEEDS:
+        return pictures.repaired(bytes(data), random)
     return bytes(data)
 
 
 def blind(form: str, runs: int, seed: int = 1) -> None:
-    run, corpus, chance = limited(target()), seeds(form), random.Random(seed)
+    run, corpus, chance = limited(form), seeds(form), random.Random(seed)
     for data in corpus:
         run(data)
     for _ in range(runs):
@@ -181,8 +205,11 @@ def guided(form: str, runs: int) -> None:
 
     for name in [name for name in sys.modules if name.split(".")[0] == "candela"]:
         del sys.modules[name]  # what is imported already cannot be watched
-    with atheris.instrument_imports(include=["candela.checkpoints"]):
-        run = limited(target())
+    watched = (
+        ["candela.checkpoints"] if form in HEADERS else ["candela.record", "candela.pictures", "candela.cli", "PIL"]
+    )
+    with atheris.instrument_imports(include=watched):
+        run = limited(form)
     folder = tempfile.mkdtemp()
     for index, data in enumerate(seeds(form)):
         Path(folder, f"{index}").write_bytes(data)
@@ -212,13 +239,14 @@ def guided(form: str, runs: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("what", help="safetensors, gguf, or a file to run again")
+    parser.add_argument("what", help=f"{', '.join(FORMATS)}, or a file to run again")
     parser.add_argument("runs", nargs="?", type=int, default=RUNS)
     parser.add_argument("--blind", action="store_true", help="without coverage")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     if options.what not in FORMATS:
-        target()(Path(options.what).read_bytes())
+        data, form = Path(options.what).read_bytes(), Path(options.what).name.partition("-")[0]
+        target(form if form in FORMATS else "safetensors")(data)
         print("it ends in our error, or in an answer")
         return
     try:
@@ -231,7 +259,10 @@ def main() -> None:
     blind(options.what, options.runs, options.seed)
     peak = peak_megabytes()
     seconds = time.perf_counter() - started
-    print(f"{options.what}: {options.runs} mutations in {seconds:.0f} s, {peak:.0f} MB: nothing escaped")
+    print(
+        f"{options.what}: {options.runs} mutations in {seconds:.0f} s, the longest {longest:.2f} s, {peak:.0f} MB: "
+        "nothing escaped"
+    )
 
 
 if __name__ == "__main__":

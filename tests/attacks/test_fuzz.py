@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.attacks.fuzz import FORMATS, seeds
+from tests.attacks.fuzz import FORMATS, HEADERS, seeds
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -17,7 +17,7 @@ def test_mutations_end_in_our_error_or_an_answer(form):
     assert done.returncode == 0 and "nothing escaped" in done.stdout, done.stderr[-3000:]
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", HEADERS)
 def test_the_seeds_reach_what_is_fuzzed(form, tmp_path):
     from candela.checkpoints.contents import read_contents
 

@@ -24,6 +24,8 @@ from candela.record import Record, make_folder, pixels_sha256, save_png
 from candela.regular import open_regular
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from candela.engine import Engine, Request, Step
 
 MAX_PROMPTS = 4_000_000  # bytes: tens of thousands of prompts
@@ -215,19 +217,24 @@ def open_start(typed: Path | None, record: Record | None, like: Path | None) -> 
     )
 
 
-def read_start(path: Path) -> Any:
+def read_start(path: Path) -> Image.Image:
+    """The picture at `path`, in RGB and upright.
+
+    Raises:
+        InvalidRequest: there is none, or it cannot be read.
+    """
     from PIL import ImageOps
 
     try:
         with opened(path) as image:
-            image.load()
             ImageOps.exif_transpose(image, in_place=True)  # a telephone's picture says which way is up
+            picture = image.convert("RGB")
     except FileNotFoundError as error:
         raise InvalidRequest(f"the start image {path} does not exist") from error
     except ValueError as error:
         raise InvalidRequest(f"the start image {path} cannot be read as a picture: {error}") from error
-    vars(image)["filename"] = os.path.abspath(path)  # the record names it
-    return image
+    vars(picture)["filename"] = os.path.abspath(path)  # the record names it
+    return picture
 
 
 class Target:
