@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def _same(lora: Named, like: Path, record: Record) -> Path:
     """The file that the record names, by its content."""
     again = " ".join(f"--lora {one.name}:{one.strength:g}" for one in record.loras)
     remedy = f"name all LoRAs and where they are: {again}"
-    found = [path for path in places(lora.name, like) if path.is_file()]
+    found = [path for path in places(lora.name, like) if os.path.isfile(path)]
     if not found:
         raise missing("LoRA", lora.name, like, remedy)
     for path in found:

@@ -3,6 +3,7 @@ record only ever names files; they are looked for in the working folder and besi
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -35,7 +36,8 @@ def places(name: str, picture: Path) -> list[Path]:
     """Where a file or folder of that name is: in the working folder, beside `picture`, in both or in neither."""
     if not NAME.fullmatch(name) or name in (".", ".."):
         return []
-    return [path for path in dict.fromkeys((Path(name), picture.parent / name)) if path.exists()]
+    # Of os.path, which takes a name that is too long, or half of a character, as one that is not there.
+    return [path for path in dict.fromkeys((Path(name), picture.parent / name)) if os.path.exists(path)]
 
 
 def missing(what: str, name: str, picture: Path, remedy: str) -> InvalidRequest:
