@@ -20,6 +20,7 @@ from candela.checkpoints.filling import build
 from candela.checkpoints.folder import HALF
 from candela.checkpoints.headers import read_header
 from candela.checkpoints.sanity import check_config
+from candela.checkpoints.tokenizer_files import check_built, check_files
 from candela.checkpoints.tokenizers import load_tokenizer
 from candela.errors import CandelaError, DamagedFile, MismatchedModel
 
@@ -68,9 +69,13 @@ def load_component(part: Part, name: str, *, device: torch.device, dtype: torch.
         if name == "vae" and dtype == torch.float16 and getattr(module.config, "force_upcast", False):
             module = module.float()
         return module.to(device).eval().requires_grad_(False)
+    if part.path.is_dir() and (part.path / "tokenizer_config.json").is_file():
+        check_files(part.path)  # a processor's too, which has a tokenizer in it
     if part.class_name == "AutoTokenizer":
         with _library_errors(part.path, f"the {name} cannot be read"):
-            return load_tokenizer(part.path)
+            tokenizer = load_tokenizer(part.path)
+        check_built(tokenizer, part.path)
+        return tokenizer
     if part.library != "transformers" and hasattr(built := part_class(part, name), "from_config"):  # a scheduler
         check_config(part.path, part.config)
         with _library_errors(part.path, f"the {name} cannot be made"):
@@ -81,7 +86,9 @@ def load_component(part: Part, name: str, *, device: torch.device, dtype: torch.
     if cls is None:
         cls = transformers.AutoTokenizer if part.library == "transformers" else part_class(part, name)
     with _library_errors(part.path, f"the {name} cannot be read"):
-        return cls.from_pretrained(part.path, local_files_only=True, trust_remote_code=False)
+        built = cls.from_pretrained(part.path, local_files_only=True, trust_remote_code=False)
+    check_built(getattr(built, "tokenizer", built), part.path)
+    return built
 
 
 @torch.inference_mode(False)
@@ -119,8 +126,9 @@ def _library_errors(path: Path, what: str) -> Iterator[None]:
         raise
     except ImportError as error:
         raise MismatchedModel(f"{path}: a Python package is missing to read it. {error}") from error
-    except Exception as error:
-        if ran_out(error):
+    except BaseException as error:
+        # A panic of Rust code is no Exception, and says so in its name only.
+        if ran_out(error) or not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):
             raise
         raise DamagedFile(f"{path}: {what}: {str(error)[:1000]}. Download it again") from error
 

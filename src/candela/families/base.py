@@ -157,8 +157,15 @@ class Family(ABC):
 
         Raises:
             InvalidRequest: more tokens than the model was made for, in numbers. Nothing is ever cut.
+            MismatchedModel: a token that the text encoder does not have.
         """
         ids = components.tokenizer(self.template(components, prompt, negative=negative), return_tensors="pt").input_ids
+        highest, words = int(ids.max()) if ids.numel() else 0, components.text_encoder.config.vocab_size
+        if highest >= words:
+            raise MismatchedModel(
+                f"the tokenizer {components.tokenizer.name_or_path} gives token {highest}, and the text encoder has "
+                f"{words}, from 0 on: they do not belong together. Use the tokenizer that the text encoder came with"
+            )
         if ids.shape[1] > self.max_tokens:
             frame = components.tokenizer(self.template(components, "", negative=negative)).input_ids
             start = prompt if len(prompt) <= 40 else prompt[:40] + "..."

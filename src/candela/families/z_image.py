@@ -7,6 +7,8 @@ from typing import Any
 import torch
 
 from candela.checkpoints import Checkpoint, Components
+from candela.checkpoints.templates import check_template
+from candela.errors import DamagedFile, MismatchedModel
 from candela.families.base import Conditioning, Defaults, Family, Predictor
 from candela.families.layers import replace_forward
 from candela.families.z_image_forward import ZImageForward, block_forward
@@ -29,13 +31,40 @@ class ZImage(Family):
 
     def prepare(self, components: Components) -> None:
         super().prepare(components)
+        self._check_template(components.tokenizer)
         transformer = components.transformer
         replace_forward([*transformer.noise_refiner, *transformer.context_refiner, *transformer.layers], block_forward)
 
+    def _check_template(self, tokenizer: Any) -> None:
+        """
+        Raises:
+            MismatchedModel: there is none; DamagedFile: it does more than to frame messages.
+        """
+        template = getattr(tokenizer, "chat_template", None)
+        if not isinstance(template, str):
+            raise MismatchedModel(
+                f"the tokenizer {tokenizer.name_or_path} has no chat template (chat_template.jinja), which {self.name} "
+                "puts prompts into. Use the tokenizer that the model came with"
+            )
+        try:
+            check_template(template)
+        except ValueError as error:
+            raise DamagedFile(
+                f"the chat template of the tokenizer {tokenizer.name_or_path} is not run: {error}. A template is a "
+                "program, and this one does more than to frame a prompt; use the tokenizer that the model came with"
+            ) from error
+
     def template(self, components: Components, prompt: str, *, negative: bool) -> str:
-        return components.tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True, enable_thinking=True
-        )
+        tokenizer = components.tokenizer
+        try:
+            return tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True, enable_thinking=True
+            )
+        except Exception as error:  # Jinja's own, and what a template raises
+            raise DamagedFile(
+                f"the chat template of the tokenizer {tokenizer.name_or_path} fails: {str(error)[:300]}. Use the "
+                "tokenizer that the model came with"
+            ) from error
 
     def set_timesteps(self, scheduler: Any, steps: int, latents: torch.Tensor) -> None:
         from diffusers.pipelines.z_image.pipeline_z_image import calculate_shift, get_default_z_image_sigmas
