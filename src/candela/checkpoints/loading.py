@@ -19,7 +19,7 @@ from candela.checkpoints.exhausted import ran_out
 from candela.checkpoints.filling import build
 from candela.checkpoints.folder import HALF
 from candela.checkpoints.headers import read_header
-from candela.checkpoints.sanity import check_config
+from candela.checkpoints.sanity import check_config, check_kinds
 from candela.checkpoints.tokenizer_files import check_built, check_files
 from candela.checkpoints.tokenizers import load_tokenizer
 from candela.errors import CandelaError, DamagedFile, MismatchedModel
@@ -78,6 +78,7 @@ def load_component(part: Part, name: str, *, device: torch.device, dtype: torch.
         return tokenizer
     if part.library != "transformers" and hasattr(built := part_class(part, name), "from_config"):  # a scheduler
         check_config(part.path, part.config)
+        check_kinds(part.path, part.config, built)
         with _library_errors(part.path, f"the {name} cannot be made"):
             return built.from_config(part.config)
     import transformers
@@ -112,6 +113,7 @@ def hollow_component(part: Part, name: str, *, dtype: torch.dtype) -> Any:
 
 def _from_file(part: Part, name: str, device: torch.device, dtype: torch.dtype) -> Any:
     assert part.found
+    check_kinds(part.path, part.config, part_class(part, name))
     with _library_errors(part.path, f"the {name} cannot be read"):
         return build(part.found, device=device, dtype=dtype)
 
@@ -173,6 +175,7 @@ def _weighted_class(part: Part, name: str) -> Any:
     if not issubclass(cls, torch.nn.Module):
         raise MismatchedModel(f"{part.path}: the {name} has weights, and {cls.__name__} is no model that holds any")
     check_config(part.path, part.config, sum(len(read_header(file).tensors) for file in part.files))
+    check_kinds(part.path, part.config, cls)
     return cls
 
 

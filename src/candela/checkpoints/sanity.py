@@ -3,7 +3,10 @@ milliard layers are built one by one, and a table of positions is filled."""
 
 from __future__ import annotations
 
+import inspect
 import re
+import types
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,6 +49,48 @@ def check_config(path: Path, config: dict[str, Any], tensors: int | None = None)
                 f"{f', and the files hold {tensors} tensors' if limit == tensors else f', where {limit} is the most'}. "
                 "The configuration and the weights must come from the same model"
             )
+
+
+def check_kinds(path: Path, config: dict[str, Any], cls: Any) -> None:
+    """Are the values that `cls` is built from numbers where it has numbers? It stores them as they are, and would fail
+    in the middle of a picture.
+
+    Raises:
+        DamagedFile: one is not.
+    """
+    try:
+        hints = typing.get_type_hints(cls.__init__)
+    except (NameError, TypeError):  # names that only a type checker imports
+        hints = {}
+    for name, parameter in inspect.signature(cls.__init__).parameters.items():
+        if name not in config or name == "self":
+            continue
+        value, default, hint = config[name], parameter.default, hints.get(name)
+        either = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+        kinds = set(typing.get_args(hint) if either else (hint,)) - {None}
+        if (kinds and kinds <= {int, float, type(None)}) or type(default) is float:
+            fits = _is_number(value) or (value is None and (type(default) is not float or type(None) in kinds))
+        elif type(default) is int or (isinstance(default, (list, tuple)) and default and _are_numbers(default)):
+            fits = value is None or _are_numbers(value)  # one for each block, where the class says nothing else
+        else:
+            continue
+        if not fits or (type(value) is type(default) is int and value < 0 < default):
+            wanted = "a positive number" if fits else "a number"
+            raise DamagedFile(
+                f"{path}: its configuration has {name!r} = {str(value)[:80]!r} where {wanted} belongs. Download it "
+                "again, or take it from the published model"
+            )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _are_numbers(value: Any) -> bool:
+    """A number, or a list of them."""
+    if isinstance(value, (list, tuple)):
+        return all(each is None or _are_numbers(each) for each in value)
+    return _is_number(value)
 
 
 def _values(path: Path, value: Any, key: str, depth: int) -> Iterator[tuple[str, Any]]:

@@ -18,6 +18,7 @@ from candela.families.vae import quicken
 
 # (latents float32 [B, C, h, w] on the model's device, in its scale; timestep, scalar) -> velocity, likewise
 Predictor = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+SHIFTING = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")  # what its shift is computed from
 SCHEDULER = "FlowMatchEulerDiscreteScheduler"  # of all families that have a file here
 
 
@@ -61,6 +62,7 @@ class Family(ABC):
     text_width_key: ClassVar[str]  # where the transformer's config keeps the width of text features
     max_tokens: ClassVar[int]  # of a prompt, template included
     max_side: ClassVar[int]  # pixels; the reach of the model's position tables
+    axes_lens: ClassVar[tuple[int, ...]] = ()  # the shortest position tables with which the two above can be kept
     guidance_off: ClassVar[float]  # at or below this guidance there is no negative pass
     latent_factor: ClassVar[int] = 8  # pixels a side per latent
     size_multiple: ClassVar[int] = 16  # latent factor x patches of 2
@@ -112,6 +114,21 @@ class Family(ABC):
                 f"{parts['scheduler'].class_name}. Use the scheduler that the model came with"
             )
         check_fit(parts)
+        scheduler = parts["scheduler"]
+        if unset := [key for key in SHIFTING if key in scheduler.config and scheduler.config[key] is None]:
+            raise DamagedFile(
+                f"{scheduler.path}: its configuration has {unset[0]!r} = null, and {self.name} computes with it. Take "
+                "it from the published model"
+            )
+        lengths = parts["transformer"].config.get("axes_lens")
+        if self.axes_lens and lengths is not None:
+            known = isinstance(lengths, (list, tuple)) and len(lengths) == len(self.axes_lens)
+            if not known or any(not isinstance(a, int) or a < b for a, b in zip(lengths, self.axes_lens)):
+                raise DamagedFile(
+                    f"{parts['transformer'].path}: its configuration has 'axes_lens' = {str(lengths)[:80]}; prompts of "
+                    f"{self.max_tokens} tokens and pictures of {self.max_side} pixels a side need position tables of "
+                    f"{list(self.axes_lens)} at least. Download it again"
+                )
 
     def check_size(self, width: int, height: int) -> None:
         """
@@ -159,7 +176,7 @@ class Family(ABC):
             InvalidRequest: more tokens than the model was made for, in numbers. Nothing is ever cut.
             MismatchedModel: a token that the text encoder does not have.
         """
-        ids = components.tokenizer(self.template(components, prompt, negative=negative), return_tensors="pt").input_ids
+        ids = token_ids(components.tokenizer, self.template(components, prompt, negative=negative))
         highest, words = int(ids.max()) if ids.numel() else 0, components.text_encoder.config.vocab_size
         if highest >= words:
             raise MismatchedModel(
@@ -220,6 +237,23 @@ class Family(ABC):
 
     def to_raw(self, vae: Any, latents: torch.Tensor) -> torch.Tensor:
         return latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
+
+
+def token_ids(tokenizer: Any, text: str) -> torch.Tensor:
+    """-> [1, tokens].
+
+    Raises:
+        DamagedFile: the tokenizer fails.
+    """
+    try:
+        return tokenizer(text, return_tensors="pt").input_ids
+    except BaseException as error:
+        # A panic of Rust code is no Exception, and says so in its name only.
+        if isinstance(error, MemoryError) or not (isinstance(error, Exception) or "Panic" in type(error).__name__):
+            raise
+        raise DamagedFile(
+            f"the tokenizer {tokenizer.name_or_path} fails: {str(error)[:300]}. Download it again"
+        ) from error
 
 
 class _Reached(Exception):

@@ -26,6 +26,7 @@ class LuminaImage2(Family):
     text_width_key = "cap_feat_dim"
     max_tokens = 256
     max_side = 8192  # axes_lens [300, 512, 512]: 512 patches of 16 pixels
+    axes_lens = (257, 512, 512)
     guidance_off = 1.0
 
     def variant_defaults(self, checkpoint: Checkpoint) -> Defaults:

@@ -21,6 +21,7 @@ class ZImage(Family):
     text_width_key = "cap_feat_dim"
     max_tokens = 512
     max_side = 8192  # axes_lens [1536, 512, 512]: 512 patches of 16 pixels
+    axes_lens = (514, 512, 512)  # a picture's own place is behind those of its prompt
     guidance_off = 0.0
 
     def variant_defaults(self, checkpoint: Checkpoint) -> Defaults:
