@@ -9,7 +9,7 @@ from PIL import Image
 
 from candela import OutputError, read_record
 from candela.record import Lora, Record, Start, file_name_of, names_of, png_bytes
-from tests.attacks.files import RECORD, RECORDS, picture_with
+from tests.attacks.texts import RECORD, RECORDS, picture_with
 
 
 @pytest.mark.parametrize("name", RECORDS)

@@ -6,7 +6,6 @@ What each must end in is beside it: the name of our error, or OK for a file that
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import pickle
@@ -19,10 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
-
 from candela.checkpoints.catalogue import DEMO_FOLDER
+from tests.attacks.texts import ESCAPES, TEMPLATES, TOKENIZERS
 
 OK = "OK"
 DAMAGED, MISMATCHED, MISSING = "DamagedFile", "MismatchedModel", "ModelNotFound"
@@ -32,7 +29,6 @@ DEMO_FILES = {
     "vae": "vae/diffusion_pytorch_model.safetensors",
 }
 EMOJI = "\U0001f600"
-ESCAPES = "\x1b[2J\x1b]0;owned\x07\x9b31m\u202e\rcandela: all is well\n"  # terminal's and bidirectional controls
 
 
 @dataclass(frozen=True)
@@ -1192,6 +1188,14 @@ CONFIGS: dict[str, tuple[str, str, dict[str, Any], str]] = {
         OK,
     ),
     "tokenizer_class": ("tokenizer", "a tokenizer of a class that is none", {"tokenizer_class": "pipeline"}, OK),
+    "scaling": ("vae", "a scale that is a text", {"scaling_factor": "x"}, OK),
+    "scaling_null": ("vae", "a scale that is null", {"scaling_factor": None}, OK),
+    "shift": ("vae", "a shift that is a list", {"shift_factor": [0.1]}, OK),
+    "groups": ("vae", "norms of -1 groups", {"norm_num_groups": -1}, OK),
+    "short_positions": ("transformer", "position tables of one place", {"axes_lens": [1, 1, 1]}, OK),
+    "flat_positions": ("transformer", "one position table", {"axes_lens": 1}, OK),
+    "theta": ("transformer", "a rotation that is a text", {"rope_theta": "x"}, OK),
+    "scheduler_null": ("scheduler", "a shift that is null", {"base_shift": None}, OK),
     "vae_channels": ("vae", "channels that are NaN", {"latent_channels": float("nan")}, OK),
 }
 FILES = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}
@@ -1220,70 +1224,62 @@ folder_attack(
 )
 
 
-# --- records --------------------------------------------------------------------------------------
+# --- tokenizers and templates ---------------------------------------------------------------------
 
-RECORD: dict[str, Any] = {
-    "model": "demo", "family": "z-image", "prompt": "a red star", "negative_prompt": None, "width": 96, "height": 96,
-    "steps": 1, "guidance": 0.0, "cfg": 1.0, "seed": 3, "strength": 1.0, "dtype": "float32", "device": "cpu",
-    "mode": "exact", "start": None, "loras": [], "remake": True, "fingerprint": "", "versions": {"candela": "0.1.0"},
-}  # fmt: skip
-LORA = {"name": "a.safetensors", "strength": 1.0, "sha256": "00"}
-
-
-def recorded(**changes: Any) -> str:
-    return json.dumps(RECORD | changes)
+for label, (tries, changes) in TOKENIZERS.items():
+    folder_attack(
+        f"tokenizer_{label}",
+        f"a tokenizer.json with {tries}",
+        lambda target, changes=changes: edited(target / "tokenizer/tokenizer.json", **changes),
+        OK,
+        DAMAGED,
+    )
 
 
-# What stands in a stranger's PNG, none of which is a record.
-RECORDS: dict[str, str] = {
-    "no_json": "{",
-    "list": "[]",
-    "number": "5",
-    "empty": "{}",
-    "lists": "[" * 100_000,
-    "objects": '{"a":' * 100_000,
-    "deep_inside": json.dumps(RECORD)[:-1] + ', "x": ' + "[" * 100_000 + "]" * 100_000 + "}",
-    "digits": json.dumps(RECORD).replace('"seed": 3', '"seed": ' + "9" * 100_000),
-    "versions_number": recorded(versions=3),
-    "versions_list": recorded(versions=["candela"]),
-    "versions_nested": recorded(versions={"candela": {"a": 1}}),
-    "mode": recorded(mode=5),
-    "mode_null": recorded(mode=None),
-    "start_path": recorded(start={"path": 5, "sha256": "00"}),
-    "start_list": recorded(start=[1]),
-    "start_text": recorded(start="s.png"),
-    "start_empty": recorded(start={}),
-    "start_digest": recorded(start={"name": "s.png", "sha256": None}),
-    "loras_text": recorded(loras="a.safetensors"),
-    "loras_object": recorded(loras=LORA),
-    "lora_list": recorded(loras=[[]]),
-    "lora_strength": recorded(loras=[LORA | {"strength": "x"}]),
-    "lora_infinite": recorded(loras=[LORA | {"strength": float("inf")}]),
-    "lora_nothing": recorded(loras=[{}]),
-    "prompt_list": recorded(prompt=["a"]),
-    "prompt_half_a_character": recorded(prompt="\ud800"),
-    "model_null": recorded(model=None),
-    "model_object": recorded(model={"transformer": "demo"}),
-    "width_text": recorded(width="96"),
-    "width_true": recorded(width=True),
-    "width_fraction": recorded(width=96.5),
-    "seed_negative": recorded(seed=-1),
-    "seed_huge": recorded(seed=2**64),
-    "guidance_nan": recorded(guidance=float("nan")),
-    "guidance_list": recorded(guidance=[]),
-    "remake_text": recorded(remake="no"),
-    "negative_number": recorded(negative_prompt=3),
-    "escapes_in_a_number": recorded(steps=ESCAPES),
-}
+def far_tokens(target: Path) -> None:
+    path = target / "tokenizer/tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["vocab"] = {word: index + 500 for word, index in content["model"]["vocab"].items()}
+    path.write_text(json.dumps(content))
 
 
-def picture_with(record: str, key: str = "candela") -> bytes:
-    """A PNG that carries `record`, well or ill formed."""
-    info = PngInfo()
-    info.add_itxt(key, record)
-    buffer = io.BytesIO()
-    Image.new("RGB", (16, 16)).save(buffer, "PNG", pnginfo=info)
-    return buffer.getvalue()
+folder_attack("tokenizer_far", "tokens that the text encoder does not have", far_tokens, OK, MISMATCHED)
+folder_attack(
+    "tokenizer_huge",
+    "a tokenizer.json of 200 MB",
+    lambda target: sparse(target / "tokenizer/tokenizer.json", 200_000_000),
+    OK,
+    DAMAGED,
+)
+folder_attack(
+    "tokenizer_pipe",
+    "a pipe beside the tokenizer's files",
+    lambda target: os.mkfifo(target / "tokenizer/added_tokens.json"),
+    OK,
+    DAMAGED,
+)
+folder_attack(
+    "tokenizer_length",
+    "a length of a tokenizer's texts that is a text",
+    lambda target: edited(target / "tokenizer/tokenizer_config.json", model_max_length="x"),
+    OK,
+    DAMAGED,
+)
+for label, template in TEMPLATES.items():
+    folder_attack(
+        f"template_{label}",
+        f"a chat template that {label}",
+        lambda target, template=template: (target / "tokenizer/chat_template.jinja").write_text(template),
+        OK,
+        DAMAGED,
+    )
+folder_attack(
+    "template_missing",
+    "no chat template",
+    lambda target: (target / "tokenizer/chat_template.jinja").unlink(),
+    OK,
+    MISMATCHED,
+)
 
 
 def written(attack: Attack, folder: Path) -> Path:

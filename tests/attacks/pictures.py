@@ -20,7 +20,7 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from tests.attacks.files import LORA, RECORDS, picture_with, recorded
+from tests.attacks.texts import LORA, RECORDS, picture_with, recorded
 
 SHARED = Path("/dev/shm")  # in memory, where there is such a thing
 PNG = b"\x89PNG\r\n\x1a\n"

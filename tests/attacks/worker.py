@@ -1,5 +1,6 @@
 """Runs hostile files in a process that may die of them: a line with a model on stdin, a line with what came of it on
-stdout. `identify` takes paths and runs the shell's command; `load` takes what `--model` takes, and loads it."""
+stdout. `identify` takes paths and runs the shell's command; `load` takes what `--model` takes, loads
+it and tokenizes a prompt."""
 
 from __future__ import annotations
 
@@ -70,8 +71,11 @@ def loader() -> Callable[[str], dict[str, Any]]:
     def run(model: str) -> dict[str, Any]:
         try:
             checkpoint = read_checkpoint(model)
-            family_of(checkpoint).defaults(checkpoint)
-            load_components(checkpoint, device=torch.device("cpu"), dtype=torch.float32)
+            family = family_of(checkpoint)
+            family.defaults(checkpoint)
+            components = load_components(checkpoint, device=torch.device("cpu"), dtype=torch.float32)
+            family.prepare(components)
+            family.tokenize(components, "a large red star on a blue background")
         except CandelaError as error:
             return {"error": type(error).__name__, "message": str(error)}
         return {"error": "OK"}

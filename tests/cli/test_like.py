@@ -15,7 +15,7 @@ from candela import read_record
 from candela.checkpoints.catalogue import DEMO_FOLDER
 from candela.demo import Scene, draw
 from candela.record import Lora, Start, save_png
-from tests.attacks.files import RECORD, picture_with, recorded
+from tests.attacks.texts import RECORD, picture_with, recorded
 from tests.cli.test_generate import files, run
 from tests.conftest import pixels
 
