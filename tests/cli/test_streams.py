@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 
 import pytest
 
-from tests.cli.test_generate import files, run
+from tests.cli.test_generate import CANDELA, files, run
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="pipes and devices that have names")
 
@@ -71,3 +72,28 @@ def test_folders_below_one_another_by_the_thousand(tmp_path):
             if folder.is_dir():
                 (folder / "a.png").unlink(missing_ok=True)
                 folder.rmdir()
+
+
+@pytest.mark.parametrize(
+    ("surroundings", "limit", "code", "words"),
+    [
+        ({"PYTHONOPTIMIZE": "2"}, None, 2, "runs without docstrings (PYTHONOPTIMIZE=2 or -OO)"),
+        ({"TORCH_LOGS": "junk"}, None, 2, "TORCH_LOGS is 'junk', which torch does not know: unset it"),
+        ({}, 500_000_000, 1, "0.50 GB of address space; torch alone takes 1.0"),
+    ],
+    ids=["docstrings", "logs", "address space"],
+)
+def test_surroundings_in_which_torch_cannot_be_are_told(surroundings, limit, code, words, tmp_path):
+    def limited() -> None:
+        if limit:
+            import resource
+
+            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+    done = subprocess.run(
+        [*CANDELA, "generate", "a", "--out", str(tmp_path / "o")],
+        capture_output=True, text=True, env=os.environ | surroundings, preexec_fn=limited,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (code, ""), done.stderr
+    assert words in done.stderr and done.stderr.count("\n") == 1
+    assert files(tmp_path) == []

@@ -127,6 +127,8 @@ def _library_errors(path: Path, what: str) -> Iterator[None]:
     except (CandelaError, MemoryError, torch.OutOfMemoryError):
         raise
     except ImportError as error:
+        if ran_out(error):
+            raise
         raise MismatchedModel(f"{path}: a Python package is missing to read it. {error}") from error
     except BaseException as error:
         # A panic of Rust code is no Exception, and says so in its name only.

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from candela.cli.libraries import import_libraries
 from candela.cli.output import print_json, say
 from candela.errors import InvalidRequest
 
@@ -32,6 +33,7 @@ def run(suite: str, against: str, as_json: bool) -> int:
             "--suite gpu, on a machine with a GPU"
         )
 
+    import_libraries()
     import torch
 
     from candela.bench import comfyui, report, suites

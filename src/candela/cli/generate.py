@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from candela.cli.libraries import import_libraries
 from candela.cli.output import error_report, print_json, say
 from candela.cli.remaking import check_same_model, missing, places, recorded_model, remakeable
 from candela.errors import Cancelled, CandelaError, CandelaWarning, InvalidRequest, OutputError
@@ -74,6 +75,7 @@ def run(options: Options) -> int:
         check_same_model(record, options.like, checkpoint, found_by_name=options.model is None)
 
     with undisturbed():
+        import_libraries()
         from candela.cli.loras import wanted_loras
         from candela.engine import Engine, Request
         from candela.engine.adapters import check_loras

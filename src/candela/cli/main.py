@@ -256,6 +256,13 @@ def _options(
     pass
 
 
+def _tell(error: CandelaError, as_json: bool) -> int:
+    if as_json:
+        print_json({"error": error_report(error)})
+    say(str(error))
+    return exit_code(error)
+
+
 def _guarded(run: Callable[[], int], as_json: bool = False) -> None:
     """Turns the error tree into messages and exit codes. Anything outside it is a defect, and shows its traceback."""
     for stream in (sys.stdout, sys.stderr):  # a path that the console cannot show is no reason to stop
@@ -264,10 +271,11 @@ def _guarded(run: Callable[[], int], as_json: bool = False) -> None:
     try:
         code = run()
     except CandelaError as error:
-        code = exit_code(error)
-        if as_json:
-            print_json({"error": error_report(error)})
-        say(str(error))
+        code = _tell(error, as_json)
+    except MemoryError:  # where nobody counted on it: an import, a list
+        from candela.cli.libraries import no_room
+
+        code = _tell(no_room("no memory was left"), as_json)
     except KeyboardInterrupt:
         code = 130
         say("stopped")

@@ -6,6 +6,7 @@ import re
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from candela.cli.libraries import import_libraries
 from candela.cli.output import plain, print_json
 from candela.errors import InvalidRequest
 
@@ -18,6 +19,7 @@ UNITS = {"": 2**30, "GB": 2**30, "G": 2**30, "GIB": 2**30, "MB": 2**20, "M": 2**
 def run(model: str, vram: str | None, ram: str | None, size: str | None, as_json: bool) -> int:
     sides, memory, main = _size(size), _bytes("--vram", vram), _bytes("--ram", ram)
 
+    import_libraries()
     from candela.cli.generate import quiet_libraries
     from candela.engine.planning import plan
 
