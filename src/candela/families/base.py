@@ -176,22 +176,22 @@ class Family(ABC):
             InvalidRequest: more tokens than the model was made for, in numbers. Nothing is ever cut.
             MismatchedModel: a token that the text encoder does not have.
         """
-        ids = token_ids(components.tokenizer, self.template(components, prompt, negative=negative))
-        highest, words = int(ids.max()) if ids.numel() else 0, components.text_encoder.config.vocab_size
+        tokens = tokens_of(components.tokenizer, self.template(components, prompt, negative=negative))
+        highest, words = max(tokens, default=0), components.text_encoder.config.vocab_size
         if highest >= words:
             raise MismatchedModel(
                 f"the tokenizer {components.tokenizer.name_or_path} gives token {highest}, and the text encoder has "
                 f"{words}, from 0 on: they do not belong together. Use the tokenizer that the text encoder came with"
             )
-        if ids.shape[1] > self.max_tokens:
-            frame = components.tokenizer(self.template(components, "", negative=negative)).input_ids
+        if len(tokens) > self.max_tokens:
+            frame = tokens_of(components.tokenizer, self.template(components, "", negative=negative))
             start = prompt if len(prompt) <= 40 else prompt[:40] + "..."
             raise InvalidRequest(
-                f"the {'negative ' if negative else ''}prompt {start!r} is {ids.shape[1]} tokens long with the "
+                f"the {'negative ' if negative else ''}prompt {start!r} is {len(tokens)} tokens long with the "
                 f"{len(frame)} of {self.name}'s template; the limit is {self.max_tokens}. "
-                f"Shorten it by about {ids.shape[1] - self.max_tokens} tokens"
+                f"Shorten it by about {len(tokens) - self.max_tokens} tokens"
             )
-        return ids
+        return torch.tensor([tokens], dtype=torch.long)
 
     @torch.no_grad()
     def encode(self, components: Components, prompts: Sequence[str], negatives: Sequence[str] | None) -> Conditioning:
@@ -239,14 +239,13 @@ class Family(ABC):
         return latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
 
 
-def token_ids(tokenizer: Any, text: str) -> torch.Tensor:
-    """-> [1, tokens].
-
+def tokens_of(tokenizer: Any, text: str) -> list[int]:
+    """
     Raises:
         DamagedFile: the tokenizer fails.
     """
     try:
-        return tokenizer(text, return_tensors="pt").input_ids
+        return tokenizer(text).input_ids
     except BaseException as error:
         # A panic of Rust code is no Exception, and says so in its name only.
         if isinstance(error, MemoryError) or not (isinstance(error, Exception) or "Panic" in type(error).__name__):
