@@ -7,6 +7,7 @@ import base64
 import binascii
 import itertools
 import json
+import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,7 +50,8 @@ def check_files(folder: Path) -> None:
         return
     try:
         with open_regular(file) as opened:
-            content = json_text.parse(opened.read(LARGEST), most=MAX_VALUES)
+            size = os.fstat(opened.fileno()).st_size  # a number given to `read` is taken of memory at once
+            content = json_text.parse(opened.read(min(size, LARGEST)), most=MAX_VALUES)
         if not isinstance(content, dict):
             raise ValueError("it is no object")
         _check(content)
