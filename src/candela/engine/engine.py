@@ -263,7 +263,8 @@ class Engine:
     def encode_image(
         self, image: Image.Image, width: int, height: int, noise: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """A picture, resized to width x height if it is not, to raw VAE latents float32 [1, C, height/8, width/8].
+        """A picture, resized to width x height if it is not, to raw VAE latents float32 [1, C, height/8, width/8]
+        (8: the factor of nearly all VAEs, `family.latent_factor`).
 
         `noise` [B, C, height/8, width/8] picks B samples of the VAE's posterior; without it, its mean is returned.
         """
@@ -375,7 +376,8 @@ class Engine:
         if latents.ndim != 4 or latents.shape[1] != self.latent_channels:
             raise InvalidRequest(
                 f"latents of shape {list(latents.shape)} do not belong to {self.model}: "
-                f"its VAE takes [pictures, {self.latent_channels}, height / 8, width / 8]"
+                f"its VAE takes [pictures, {self.latent_channels}, height / {self.family.latent_factor}, "
+                f"width / {self.family.latent_factor}]"
             )
         pictures = []
         with self._lock, torch.no_grad(), memory.mapped(self.device):
@@ -428,7 +430,8 @@ class Engine:
         if full.mask is not None and tuple(full.mask.shape[2:]) != shape[1:]:
             raise InvalidRequest(
                 f"the mask is {full.mask.shape[3]}x{full.mask.shape[2]}; at {full.width}x{full.height} it must be "
-                f"{shape[2]}x{shape[1]}, an eighth of the picture"
+                f"{shape[2]}x{shape[1]}, one for each latent of {self.family.latent_factor}x{self.family.latent_factor} "
+                "pixels"
             )
         return full
 

@@ -33,7 +33,7 @@ class Step:
     _preview: Callable[[torch.Tensor], list[Image.Image]]
 
     def preview(self) -> list[Image.Image]:
-        """One small picture per image, an eighth of its size, from a linear reading of the latents."""
+        """One small picture per image, a pixel for each latent, from a linear reading of the latents."""
         return self._preview(self.denoised)
 
 

@@ -11,10 +11,10 @@ from typing import Any, ClassVar, NoReturn
 
 import torch
 
-from candela.checkpoints import Checkpoint, Components
+from candela.checkpoints import Checkpoint, Components, Part
 from candela.checkpoints.fitting import check_fit
 from candela.errors import CandelaWarning, DamagedFile, InvalidRequest, MismatchedModel
-from candela.families.vae import quicken
+from candela.families.vae import quicken, spatial_factor
 
 # (latents float32 [B, C, h, w] on the model's device, in its scale; timestep, scalar) -> velocity, likewise
 Predictor = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -60,12 +60,13 @@ class Family(ABC):
     transformer_class: ClassVar[str]
     text_width_key: ClassVar[str]  # where the transformer's config keeps the width of text features
     max_tokens: ClassVar[int]  # of a prompt, template included
-    max_side: ClassVar[int]  # pixels; the reach of the model's position tables
+    max_side: int  # pixels; the reach of the model's position tables
     guidance_off: ClassVar[float]  # at or below this guidance there is no negative pass
-    latent_factor: ClassVar[int] = 8  # pixels a side per latent
-    size_multiple: ClassVar[int] = 16  # latent factor x patches of 2
+    latent_factor: int = 8  # pixels a side per latent
+    size_multiple: int = 16  # latent factor x patches of 2
     image_to_image: ClassVar[bool] = True
     whole_pipeline: ClassVar[bool] = False  # is the loop diffusers' own?
+    empty_texts: ClassVar[bool] = False  # can it be conditioned on no token at all?
 
     # --- before loading ---------------------------------------------------------------------
 
@@ -113,10 +114,24 @@ class Family(ABC):
             )
         check_fit(parts)
 
+    def with_vae(self, vae: Part) -> Family:
+        """This family with the factor of this VAE. Here: with that of the family only, since diffusers' pipelines of
+        both Luminas count 8 pixels a side of a latent whatever the VAE has, and so give pictures of another size.
+
+        Raises:
+            MismatchedModel: the VAE has another factor, or blocks whose numbers contradict each other.
+        """
+        if (factor := spatial_factor(vae)) != self.latent_factor:
+            raise MismatchedModel(
+                f"{vae.path}: one latent of this VAE is {factor}x{factor} pixels; {self.name} works with VAEs of "
+                f"{self.latent_factor}x{self.latent_factor}. Use the VAE that belongs to the model"
+            )
+        return self
+
     def check_size(self, width: int, height: int) -> None:
         """
         Raises:
-            InvalidRequest: a side that is no multiple of 16 (the two nearest are named), or too long.
+            InvalidRequest: a side that is no `size_multiple` (the two nearest are named), or too long.
         """
         multiple = self.size_multiple
         for name, side in (("width", width), ("height", height)):

@@ -126,8 +126,8 @@ class Generic(Family):
         self.guidance_name = self._first(GUIDANCE)
         self.steps_name = self._first(STEPS)
         self.skeleton = self._skeleton()
-        self.latent_factor = spatial_factor(decoder_of(vars(self.skeleton))) if self.skeleton else 8  # type: ignore[misc]
-        self.size_multiple = self._size_multiple()  # type: ignore[misc]
+        self.latent_factor = spatial_factor(decoder_of(vars(self.skeleton))) if self.skeleton else 8
+        self.size_multiple = self._size_multiple()
 
     def _first(self, names: Sequence[str]) -> str | None:
         """The first of `names` that the pipeline's call has with a default, else the first that it has at all."""
