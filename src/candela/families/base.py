@@ -171,9 +171,17 @@ class Family(ABC):
         """-> token ids [1, tokens], whole.
 
         Raises:
-            InvalidRequest: more tokens than the model was made for, in numbers. Nothing is ever cut.
+            InvalidRequest: more tokens than the model was made for, in numbers: nothing is ever cut. None at all, where
+                the model needs one.
         """
         ids = components.tokenizer(self.template(components, prompt, negative=negative), return_tensors="pt").input_ids
+        if not ids.shape[1] and not self.empty_texts:
+            remedy = "say what the picture should not show, or set guidance to" if negative else "say what it shows"
+            raise InvalidRequest(
+                f"the {'negative ' if negative else ''}prompt {prompt!r} has no tokens, and {self.name} needs one: this "
+                "model's tokenizer puts no BOS token first, as the published one does. Use that tokenizer, or "
+                f"{remedy}{f' {self.guidance_off:g}' if negative else ''}"
+            )
         if ids.shape[1] > self.max_tokens:
             frame = components.tokenizer(self.template(components, "", negative=negative)).input_ids
             start = prompt if len(prompt) <= 40 else prompt[:40] + "..."
@@ -195,7 +203,10 @@ class Family(ABC):
         negative_ids = None if negatives is None else [self.tokenize(components, n, negative=True) for n in negatives]
 
         def features(ids: torch.Tensor) -> torch.Tensor:
-            return last_but_one(components.text_encoder, ids)
+            encoder = components.text_encoder
+            if not ids.shape[1]:
+                return torch.zeros(0, encoder.config.hidden_size, device=encoder.device, dtype=encoder.dtype)
+            return last_but_one(encoder, ids)
 
         return Conditioning(
             tuple(prompts),
