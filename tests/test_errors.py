@@ -18,7 +18,9 @@ def tree() -> set[type]:
     def below(cls):
         return {cls}.union(*map(below, cls.__subclasses__()))
 
-    return {cls for cls in below(errors.CandelaError) | below(errors.CandelaWarning) if cls.__module__ == "candela.errors"}
+    return {
+        cls for cls in below(errors.CandelaError) | below(errors.CandelaWarning) if cls.__module__ == "candela.errors"
+    }
 
 
 def test_these_are_all():

@@ -12,7 +12,7 @@ import pytest
 import candela
 
 SOURCE = Path(candela.__file__).parent
-# Each layer may import itself and those after it; demo and record are leaves that any may use.
+# Each layer may import itself and those after it; demo, record and rgb are leaves that any may use.
 LAYERS = [
     "cli",
     "comfyui",
@@ -24,6 +24,7 @@ LAYERS = [
     "checkpoints",
     "demo",
     "record",
+    "rgb",
     "errors",
 ]
 DOORS = {"cli", "comfyui", "server"}

@@ -92,5 +92,7 @@ class Cancelled(CandelaError):
         self.step, self.steps = step, steps
         super().__init__(f"stopped after step {step} of {steps}")
 
-    def __reduce__(self) -> tuple[object, ...]:  # the arguments are not the message, which is what pickle takes them for
+    def __reduce__(
+        self,
+    ) -> tuple[object, ...]:  # the arguments are not the message, which is what pickle takes them for
         return type(self), (self.step, self.steps), vars(self)

@@ -115,7 +115,7 @@ def test_lumina_next_whose_tokenizer_puts_no_token_first(tmp_path):
     for run in (engine.check, engine.generate):
         with pytest.raises(InvalidRequest, match="the negative prompt '' has no tokens, and lumina-next needs one"):
             run(Request(PROMPT, **size))
-    with pytest.raises(InvalidRequest, match="the prompt '' has no tokens.* Use that tokenizer, or say what it shows"):
+    with pytest.raises(InvalidRequest, match=r"the prompt '' has no tokens.* Use that tokenizer, or say what it shows"):
         engine.check(Request("", "x", **size))
     assert np.asarray(engine.generate(Request(PROMPT, NEGATIVE, **size)).images[0]).std() > 2
     assert np.asarray(engine.generate(Request(PROMPT, **(size | {"guidance": 1}))).images[0]).std() > 2

@@ -63,7 +63,9 @@ def test_latents_masks_and_tiles_count_with_the_factor(other):
     assert raw.shape == (1, 16, 160 // factor, 96 // factor)
     again = engine.generate(Request("a", latents=raw, steps=2)).request
     assert (again.width, again.height) == (96, 160)
-    with pytest.raises(InvalidRequest, match=rf"the mask is 12x20; at 96x160 it must be {96 // factor}x{160 // factor}"):
+    with pytest.raises(
+        InvalidRequest, match=rf"the mask is 12x20; at 96x160 it must be {96 // factor}x{160 // factor}"
+    ):
         engine.check(Request("a", latents=raw, mask=torch.ones(1, 1, 20, 12)))
     vae = engine.components.vae
     own = vae.tile_sample_min_size, vae.tile_latent_min_size
@@ -133,5 +135,7 @@ def test_luminas_pipelines_count_8_and_so_refuse(tmp_path, name, blocks):
 def test_a_vae_whose_numbers_contradict_each_other(tmp_path, values):
     tiny.z_image(tmp_path)
     edit(tmp_path, **values)
-    with pytest.raises(MismatchedModel, match=r"\d block_out_channels, \d down_block_types, \d up_block_types; it needs"):
+    with pytest.raises(
+        MismatchedModel, match=r"\d block_out_channels, \d down_block_types, \d up_block_types; it needs"
+    ):
         family_of(read_folder(tmp_path))

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from candela.cli.output import error_report, print_json, say
 from candela.errors import Cancelled, CandelaError, CandelaWarning, InvalidRequest, OutputError
 from candela.record import Record, pixels_sha256, read_record, save_png
+from candela.rgb import as_rgb
 
 if TYPE_CHECKING:
     from candela.engine import Engine, Request, Step
@@ -187,9 +188,12 @@ def open_start(typed: Path | None, record: Record | None) -> Any:
 
     try:
         with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)  # a telephone's picture says which way is up
+            ImageOps.exif_transpose(file, in_place=True)  # a telephone's picture says which way is up
+            image = as_rgb(file)
     except FileNotFoundError as error:
         raise InvalidRequest(f"the start image {path} does not exist") from error
+    except InvalidRequest:
+        raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InvalidRequest(f"the start image {path} cannot be read as a picture ({error})") from error
     vars(image)["filename"] = os.path.abspath(path)  # the record names it, wherever --like is called from

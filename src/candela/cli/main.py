@@ -48,7 +48,9 @@ def generate(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Picture k takes seed + k. (default: 0)")] = None,
     count: Annotated[int, typer.Option(help="Pictures per prompt.")] = 1,
-    init: Annotated[Path | None, typer.Option(metavar="IMAGE", help="A picture to start from.")] = None,
+    init: Annotated[
+        Path | None, typer.Option(metavar="IMAGE", help="A picture to start from; on white where transparent.")
+    ] = None,
     strength: Annotated[
         float | None, typer.Option(help="With --init: 1 ignores it, 0.5 keeps its layout. (default: 0.6)")
     ] = None,

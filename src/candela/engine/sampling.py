@@ -57,11 +57,6 @@ def noise_for(seeds: Sequence[int], shape: Sequence[int]) -> torch.Tensor:
     return noise
 
 
-def skipped_steps(steps: int, strength: float) -> int:
-    """How many of the first steps image-to-image leaves out, as diffusers' pipelines count them."""
-    return int(max(steps - min(steps * strength, steps), 0))
-
-
 def denoise(
     predict: Predictor,
     scheduler: Any,

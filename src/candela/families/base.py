@@ -178,8 +178,8 @@ class Family(ABC):
         if not ids.shape[1] and not self.empty_texts:
             remedy = "say what the picture should not show, or set guidance to" if negative else "say what it shows"
             raise InvalidRequest(
-                f"the {'negative ' if negative else ''}prompt {prompt!r} has no tokens, and {self.name} needs one: this "
-                "model's tokenizer puts no BOS token first, as the published one does. Use that tokenizer, or "
+                f"the {'negative ' if negative else ''}prompt {prompt!r} has no tokens, and {self.name} needs one: "
+                "this model's tokenizer puts no BOS token first, as the published one does. Use that tokenizer, or "
                 f"{remedy}{f' {self.guidance_off:g}' if negative else ''}"
             )
         if ids.shape[1] > self.max_tokens:
