@@ -191,6 +191,13 @@ def test_a_start_image_of_any_kind_is_what_it_looks_like(tmp_path, monkeypatch):
             8,
             "strength 0.9 leaves out none of 8 steps, so the start has no effect: with 8 steps, use at most 0.875",
         ),
+        (
+            0.9,
+            9,
+            "strength 0.9 leaves out none of 9 steps, so the start has no effect: with 9 steps, use at most 0.888",
+        ),
+        (0.888, 9, None),
+        (0.9, 1, "strength 0.9 leaves out none of 1 steps, so the start has no effect: take more steps"),
         (0.05, 8, "strength 0.05 of 8 steps is less than a step: one runs, as with strength 0.125"),
         (0.875, 8, None),
         (0.125, 8, None),

@@ -60,6 +60,8 @@ def test_refused(arguments, message):
     [
         ({"width": 100}, "width 100 is not a multiple of 16: use 96 or 112"),
         ({"image": Image.new("RGB", (100, 64))}, "start image is 100x64.*width 96 and height 64"),
+        ({"width": 8200}, "width 8200 is out of range: z-image makes pictures of 16 to 8192 pixels a side"),
+        ({"image": Image.new("RGB", (9001, 64))}, "start image is 9001x64.*width 8192 and height 64"),
         ({"latents": torch.ones(1, 16, 8, 8), "width": 128}, "make a picture of 64x64, not 128x64"),
         (
             {"image": PICTURE, "steps": 8, "strength": 1e-17},

@@ -476,9 +476,10 @@ class Engine:
         first, walked = skipped_steps(full.steps, full.strength), full.steps * full.strength
         if full.strength < 1 and not first:
             which = "so the start has no effect" if full.mask is None else "so it is as 1"
+            most = (full.steps - 1) * 1000 // full.steps / 1000  # rounded down, or it would be none again
             warnings.warn(
-                f"strength {full.strength:g} leaves out none of {full.steps} steps, {which}: with {full.steps} steps, "
-                f"use at most {1 - 1 / full.steps:.3g}",
+                f"strength {full.strength:g} leaves out none of {full.steps} steps, {which}: "
+                + (f"with {full.steps} steps, use at most {most:g}" if most else "take more steps"),
                 CandelaWarning,
                 stacklevel=5,
             )

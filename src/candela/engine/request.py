@@ -147,7 +147,8 @@ class Request:
             width, height = width or self.image.width, height or self.image.height
             multiple = family.size_multiple
             if (self.width is None and width % multiple) or (self.height is None and height % multiple):
-                near = [max(multiple, round(side / multiple) * multiple) for side in self.image.size]
+                highest = family.max_side // multiple * multiple
+                near = [min(max(multiple, round(side / multiple) * multiple), highest) for side in self.image.size]
                 raise InvalidRequest(
                     f"the start image is {self.image.width}x{self.image.height}; sides must be multiples of "
                     f"{multiple}. Ask for width {near[0]} and height {near[1]} to have it resized"

@@ -135,9 +135,9 @@ class Family(ABC):
         """
         multiple = self.size_multiple
         for name, side in (("width", width), ("height", height)):
-            if side % multiple:
-                below, above = side // multiple * multiple, -(-side // multiple) * multiple
-                nearest = f"{below} or {above}" if below else f"{above}"
+            if side % multiple and side < self.max_side:
+                near = (side // multiple * multiple, -(-side // multiple) * multiple)
+                nearest = " or ".join(str(one) for one in near if 0 < one <= self.max_side)
                 raise InvalidRequest(f"{name} {side} is not a multiple of {multiple}: use {nearest}")
             if not multiple <= side <= self.max_side:
                 raise InvalidRequest(
