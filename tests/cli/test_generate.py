@@ -22,7 +22,7 @@ from candela.cli.main import app
 from candela.demo import Scene, draw
 from tests.conftest import STAR, pixels
 
-CANDELA = [sys.executable, "-c", "from candela.cli.main import app; app()"]
+CANDELA = [sys.executable, "-m", "candela"]
 
 
 def run(*arguments):

@@ -1,7 +1,7 @@
 """`candela`: the commands and their options. What they do is in the modules beside this one.
 
-Exit codes: 0 done; 1 failed on the way (no memory, no picture from the model, disk full), finished
-pictures were kept; 2 bad input, nothing was written; 130 stopped with Ctrl-C, finished pictures were kept.
+Exit codes: 0 done; 1 failed on the way (no memory, no picture from the model, disk full, output that nobody reads),
+finished pictures were kept; 2 bad input, nothing was written; 130 stopped with Ctrl-C, finished pictures were kept.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from candela.cli.output import error_report, exit_code, plain, print_json, say
+from candela.cli.output import error_report, exit_code, plain, print_json, say, standard_streams
 from candela.errors import CandelaError
 
 app = typer.Typer(
@@ -256,6 +256,12 @@ def _options(
     ] = False,
 ) -> None:
     pass
+
+
+def main() -> None:
+    """The program `candela`."""
+    with standard_streams():
+        app()
 
 
 def _guarded(run: Callable[[], int], as_json: bool = False) -> None:
