@@ -19,6 +19,7 @@ from candela.checkpoints.configuration import config_metadata
 from candela.checkpoints.contents import Contents, Found, read_contents
 from candela.checkpoints.fitting import check_fit
 from candela.checkpoints.folder import read_component, read_folder
+from candela.checkpoints.headers import reading
 from candela.checkpoints.published import QWEN_FOLDER
 from candela.checkpoints.variants import SCHEDULERS, Variant, variant_of
 from candela.errors import CheckpointError, MismatchedModel, ModelNotFound
@@ -37,8 +38,9 @@ def read_checkpoint(model: str | os.PathLike[str]) -> Checkpoint:
         ModelNotFound, MismatchedModel, DamagedFile: it is not here, or its files cannot be used.
     """
     name = os.fspath(model)
-    places = components(name)
-    return read_model(find(name)) if places is None else _assembled(name, places)
+    with reading(name):
+        places = components(name)
+        return read_model(find(name)) if places is None else _assembled(name, places)
 
 
 def read_model(found: Model) -> Checkpoint:
@@ -47,9 +49,10 @@ def read_model(found: Model) -> Checkpoint:
     Raises:
         CheckpointError: they cannot be used.
     """
-    if found.parts:
-        return _assembled(found.name, found.parts, known_as=found.name)
-    return read_folder(found.folder, found.name)
+    with reading(found.folder):
+        if found.parts:
+            return _assembled(found.name, found.parts, known_as=found.name)
+        return read_folder(found.folder, found.name)
 
 
 def components(model: str) -> dict[str, str] | None:
@@ -148,7 +151,8 @@ def parts_at(place: str) -> dict[str, Part]:
     Raises:
         ModelNotFound, MismatchedModel, DamagedFile: it is not here, or cannot be used.
     """
-    source = _open("", place)
+    with reading(place):
+        source = _open("", place)
     if isinstance(source, Part):
         return {kind_of(source) or "text_encoder": source}
     return {name: part for name in NEEDED if (part := _part(source, name))}
