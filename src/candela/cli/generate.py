@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from candela.cli.output import error_report, print_json, say
+from candela.cli.prompts import read_prompts
 from candela.errors import Cancelled, CandelaError, CandelaWarning, InvalidRequest, OutputError
 from candela.record import Record, pixels_sha256, read_record, save_png
 from candela.rgb import as_rgb
@@ -128,11 +129,7 @@ def request_settings(options: Options, record: Record | None) -> dict[str, Any]:
     """The request's fields: what was typed, over what `--like` brings, over the request's own defaults."""
     prompts = list(options.prompts)
     if options.prompts_file:
-        try:
-            lines = options.prompts_file.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InvalidRequest(f"the prompts file {options.prompts_file} cannot be read: {error}") from error
-        prompts += [line.strip() for line in lines if line.strip()]
+        prompts += read_prompts(options.prompts_file)
     if not prompts and record:
         prompts = [record.prompt]
     if not prompts:

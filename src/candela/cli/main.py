@@ -30,7 +30,8 @@ app = typer.Typer(
 def generate(
     prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="One picture for each.")] = None,
     prompts_file: Annotated[
-        Path | None, typer.Option("--prompts", metavar="FILE", help="A text file with one prompt per line.")
+        Path | None,
+        typer.Option("--prompts", metavar="FILE", help="A text file with one prompt per line; - is standard input."),
     ] = None,
     model: Annotated[
         str | None,
