@@ -107,7 +107,9 @@ def identify(path: str | os.PathLike[str]) -> Identity:
         DamagedFile, MismatchedModel: what is there cannot be read.
     """
     try:
-        place = Path(path).expanduser()
+        if not os.fspath(path):
+            raise ModelNotFound("the path is empty: give a weight file, or a model's folder")
+        place = Path(os.path.expanduser(path))
         is_folder, is_there = place.is_dir(), place.exists()
     except PermissionError as error:
         raise DamagedFile(f"{path} cannot be read: {error.strerror}. Check its permissions") from error

@@ -71,14 +71,19 @@ def components(model: str) -> dict[str, str] | None:
             wrong = f"{unknown[0]!r} is no component" if unknown else "a component is given twice, or as nothing"
             raise ModelNotFound(f"{model!r}: {wrong}. Give each of {', '.join(COMPONENTS)} at most once, as NAME=PATH")
         return places if listed else dict.fromkeys(NEEDED, first.strip()) | places
-    path = Path(model).expanduser()
+    path = Path(os.path.expanduser(model))  # unlike Path's, leaves ~nobody as it is
     try:
         is_file = path.is_file()
     except (OSError, ValueError):
         return None
-    if not is_file and path.suffix.lower() in WEIGHT_FILES:
-        raise ModelNotFound(f"there is no file {model}. Check its name, and the folder that it is looked for in")
+    if not is_file:
+        _refuse_missing_file(path, model)
     return {"": model} if is_file else None
+
+
+def _refuse_missing_file(path: Path, typed: str) -> None:
+    if path.suffix.lower() in WEIGHT_FILES and not path.exists():
+        raise ModelNotFound(f"there is no file {typed}. Check its name, and the folder that it is looked for in")
 
 
 def _assembled(name: str, places: dict[str, str], known_as: str = "") -> Checkpoint:
@@ -168,9 +173,10 @@ def kind_of(part: Part) -> str:
 
 def _open(component: str, place: str) -> Contents | Checkpoint | Part:
     """What is at `place`: a weight file's contents, a whole model, or a component's folder."""
-    path = Path(place).expanduser()
+    path = Path(os.path.expanduser(place))
     if path.is_file():
         return read_contents(path)
+    _refuse_missing_file(path, place)
     if path.is_dir() and not (path / "model_index.json").is_file():
         return read_component(path, component)
     if component in ("tokenizer", "scheduler"):

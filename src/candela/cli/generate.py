@@ -221,10 +221,10 @@ class Target:
             ) from error
 
     def _check(self) -> None:
-        taken = [f"{name}.png" for name in self.names if name and (self.folder / f"{name}.png").exists()]
+        taken = [f"{name}.png" for name in self.names if name and _lies(self.folder / f"{name}.png")]
         if taken:
             raise OutputError(f"{self.folder / taken[0]} exists and is not overwritten: choose another --out")
-        existing = next((p for p in [self.folder, *self.folder.parents] if p.exists()), None)
+        existing = next((p for p in [self.folder, *self.folder.parents] if _lies(p)), None)
         if existing is not None and not (existing.is_dir() and os.access(existing, os.W_OK)):
             raise OutputError(
                 f"cannot write into {self.folder}: {existing} is not a folder that can be written. Choose another --out"
@@ -243,6 +243,19 @@ class Target:
 
     def save(self, image: Any, record: Record, index: int) -> Path:
         return save_png(image, record, self.folder, self.names[index])
+
+
+def _lies(path: Path) -> bool:
+    """Is there anything, be it a link to nothing?
+
+    Raises:
+        OSError: nobody may look, or the name is too long.
+    """
+    try:
+        os.lstat(path)
+        return True
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 @contextmanager

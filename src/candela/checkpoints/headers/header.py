@@ -60,7 +60,8 @@ def reading(path: Path | str) -> Iterator[None]:
         yield
     except OSError as error:
         place = error.filename or path
-        raise DamagedFile(f"{place} cannot be read: {error.strerror or error}. Check its permissions") from error
+        remedy = "Give a file" if isinstance(error, IsADirectoryError) else "Check its permissions"
+        raise DamagedFile(f"{place} cannot be read: {error.strerror or error}. {remedy}") from error
 
 
 def open_regular(path: Path) -> BinaryIO:
