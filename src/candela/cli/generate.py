@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from candela.cli.output import error_report, print_json, say
-from candela.cli.prompts import read_prompts
+from candela.cli.prompts import check_typed, read_prompts
 from candela.errors import Cancelled, CandelaError, CandelaWarning, InvalidRequest, OutputError
 from candela.record import Record, pixels_sha256, read_record, save_png
 from candela.rgb import as_rgb
@@ -128,6 +128,7 @@ def make_pictures(engine: Engine, request: Request, target: Target, quiet: bool)
 def request_settings(options: Options, record: Record | None) -> dict[str, Any]:
     """The request's fields: what was typed, over what `--like` brings, over the request's own defaults."""
     prompts = list(options.prompts)
+    check_typed([*prompts, options.negative or ""])
     if options.prompts_file:
         prompts += read_prompts(options.prompts_file)
     if not prompts and record:

@@ -7,6 +7,7 @@ finished pictures were kept; 2 bad input, nothing was written; 130 stopped with 
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -280,6 +281,11 @@ def _options(
 def main() -> None:
     """The program `candela`."""
     with standard_streams():
+        try:
+            os.getcwd()
+        except OSError as error:  # removed meanwhile: the libraries of torch do not even load there
+            say(f"the working folder cannot be used ({error.strerror}): change into another one")
+            sys.exit(2)
         app()
 
 

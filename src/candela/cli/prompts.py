@@ -6,6 +6,7 @@ import codecs
 import os
 import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from candela.errors import InvalidRequest
@@ -27,6 +28,20 @@ def read_prompts(path: Path) -> list[str]:
     except (OSError, ValueError) as error:  # a zero byte in the name
         raise InvalidRequest(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     return [line.strip() for line in _text(data, name, path).splitlines() if line.strip()]
+
+
+def check_typed(texts: Iterable[str]) -> None:
+    """
+    Raises:
+        InvalidRequest: bytes of the command line that are no characters in the encoding of this terminal.
+    """
+    for text in texts:
+        if wrong := next((character for character in text if 0xDC80 <= ord(character) <= 0xDCFF), None):
+            raise InvalidRequest(
+                f"the prompt {text!r} has the byte 0x{ord(wrong) - 0xDC00:02X}, which is no character in "
+                f"{sys.getfilesystemencoding()}, this terminal's encoding. Set LC_ALL=C.UTF-8, or put the prompt into "
+                "a file in UTF-8: --prompts FILE"
+            )
 
 
 def _text(data: bytes, name: str, path: Path) -> str:
