@@ -12,7 +12,7 @@ import pytest
 import candela
 
 SOURCE = Path(candela.__file__).parent
-# Each layer may import itself and those after it; demo, record, pictures and regular are leaves that any may use.
+# Each layer may import itself and those after it; demo, record, pictures, rgb and regular are leaves that any may use.
 LAYERS = [
     "cli",
     "comfyui",
@@ -25,6 +25,7 @@ LAYERS = [
     "demo",
     "record",
     "pictures",
+    "rgb",
     "regular",
     "errors",
 ]

@@ -63,11 +63,13 @@ def tokenizer(chat: bool = False, bos: bool = False) -> PreTrainedTokenizerFast:
     )
 
 
-def vae(channels: int, seed: int, shift: float | None, scaling: float) -> AutoencoderKL:
+def vae(channels: int, seed: int, shift: float | None, scaling: float, blocks: int = 4) -> AutoencoderKL:
+    """One latent is 2**(blocks - 1) pixels a side."""
     return randomize(
         AutoencoderKL(
-            latent_channels=channels, block_out_channels=[4, 4, 8, 8], layers_per_block=1, norm_num_groups=2,
-            down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4,
+            latent_channels=channels, block_out_channels=[4, 4, 8, 8, 8][:blocks], layers_per_block=1,
+            norm_num_groups=2,
+            down_block_types=["DownEncoderBlock2D"] * blocks, up_block_types=["UpDecoderBlock2D"] * blocks,
             use_quant_conv=False, use_post_quant_conv=False, mid_block_add_attention=False,
             shift_factor=shift, scaling_factor=scaling,
         ),
@@ -75,7 +77,7 @@ def vae(channels: int, seed: int, shift: float | None, scaling: float) -> Autoen
     )  # fmt: skip
 
 
-def z_image(folder: Path, layers: int = 2) -> Path:
+def z_image(folder: Path, layers: int = 2, blocks: int = 4) -> Path:
     """Base's shift of 6, so its defaults are those of Base."""
     transformer = ZImageTransformer2DModel(
         dim=32, n_layers=layers, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=16,
@@ -89,7 +91,7 @@ def z_image(folder: Path, layers: int = 2) -> Path:
     )  # fmt: skip
     ZImagePipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=6.0),
-        vae=vae(16, 1, 0.1159, 0.3611),
+        vae=vae(16, 1, 0.1159, 0.3611, blocks),
         text_encoder=randomize(text_encoder, 2),
         tokenizer=tokenizer(chat=True),
         transformer=randomize(transformer, 3),
@@ -97,7 +99,7 @@ def z_image(folder: Path, layers: int = 2) -> Path:
     return folder
 
 
-def lumina_image_2(folder: Path) -> Path:
+def lumina_image_2(folder: Path, bos: bool = True) -> Path:
     transformer = Lumina2Transformer2DModel(
         sample_size=16, in_channels=16, hidden_size=24, num_layers=2, num_refiner_layers=1, num_attention_heads=2,
         num_kv_heads=1, multiple_of=8, axes_dim_rope=(4, 4, 4), axes_lens=(300, 512, 512), cap_feat_dim=16,
@@ -113,12 +115,12 @@ def lumina_image_2(folder: Path) -> Path:
         scheduler=FlowMatchEulerDiscreteScheduler(shift=6.0),
         vae=vae(16, 5, 0.1159, 0.3611),
         text_encoder=randomize(text_encoder, 6),
-        tokenizer=tokenizer(bos=True),
+        tokenizer=tokenizer(bos=bos),
     ).save_pretrained(folder)
     return folder
 
 
-def lumina_next(folder: Path) -> Path:
+def lumina_next(folder: Path, bos: bool = True) -> Path:
     transformer = LuminaNextDiT2DModel(
         sample_size=16, in_channels=4, hidden_size=24, num_layers=2, num_attention_heads=2, num_kv_heads=1,
         multiple_of=8, cross_attention_dim=16,
@@ -134,7 +136,7 @@ def lumina_next(folder: Path) -> Path:
         scheduler=FlowMatchEulerDiscreteScheduler(),
         vae=vae(4, 8, None, 0.13025),
         text_encoder=randomize(text_encoder, 9),
-        tokenizer=tokenizer(bos=True),
+        tokenizer=tokenizer(bos=bos),
     ).save_pretrained(folder)
     return folder
 

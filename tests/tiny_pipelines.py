@@ -34,8 +34,8 @@ def t5(width: int = 16, kind: str = "T5", seed: int = 2):
     return randomize(getattr(t, f"{kind}EncoderModel")(config), seed)
 
 
-def kl(channels: int = 4, shift: float | None = None):
-    return vae(channels, 3, shift, 0.18215)
+def kl(channels: int = 4, shift: float | None = None, blocks: int = 4):
+    return vae(channels, 3, shift, 0.18215, blocks)
 
 
 def unet(seed: int = 4, **more):
@@ -543,7 +543,7 @@ def ernie():
     )  # fmt: skip
 
 
-def latent_diffusion():
+def latent_diffusion(blocks: int = 4):
     from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
 
     bert = LDMBertModel(
@@ -553,7 +553,7 @@ def latent_diffusion():
         )
     )  # fmt: skip
     return d.LDMTextToImagePipeline(
-        vqvae=kl(), bert=randomize(bert, 53), tokenizer=words(), unet=unet(),
+        vqvae=kl(blocks=blocks), bert=randomize(bert, 53), tokenizer=words(), unet=unet(),
         scheduler=d.DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False),
     )  # fmt: skip
 
@@ -587,6 +587,18 @@ def hidream():
         text_encoder_2=clip(project=16, seed=46, length=128), tokenizer_2=words(), text_encoder_3=t5(32),
         tokenizer_3=words(128),
         text_encoder_4=randomize(llama, 47), tokenizer_4=words(128), transformer=randomize(transformer, 48),
+    )  # fmt: skip
+
+
+def kandinsky_5(blocks: int = 4):
+    """Not in PIPELINES: it makes a megapixel at least."""
+    transformer = d.Kandinsky5Transformer3DModel(
+        in_visual_dim=16, in_text_dim=16, in_text_dim2=16, time_dim=16, out_visual_dim=16, model_dim=16, ff_dim=16,
+        num_text_blocks=1, num_visual_blocks=1, axes_dims=(4, 4, 8),
+    )  # fmt: skip
+    return d.Kandinsky5T2IPipeline(
+        transformer=randomize(transformer, 54), vae=kl(16, blocks=blocks), text_encoder=qwen_vl(),
+        tokenizer=words(1024), text_encoder_2=clip(), tokenizer_2=words(), scheduler=euler(),
     )  # fmt: skip
 
 

@@ -1,5 +1,5 @@
 """`python -m candela`: the shell door, where no `candela` command is on the path."""
 
-from candela.cli.main import app
+from candela.cli.main import main
 
-app()
+main()

@@ -22,6 +22,8 @@ Messages name the thing, the numbers and what to do next. Errors of libraries ar
 as one of these, with the original as `__cause__`; what is not in this tree is a defect.
 """
 
+from __future__ import annotations
+
 
 class CandelaError(Exception):
     """The root of the tree."""
@@ -89,3 +91,8 @@ class Cancelled(CandelaError):
     def __init__(self, step: int, steps: int):
         self.step, self.steps = step, steps
         super().__init__(f"stopped after step {step} of {steps}")
+
+    def __reduce__(
+        self,
+    ) -> tuple[object, ...]:  # the arguments are not the message, which is what pickle takes them for
+        return type(self), (self.step, self.steps), vars(self)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from candela.errors import CandelaError
 from candela.regular import open_regular
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def opened(path: str | Path, formats: tuple[str, ...] = FORMATS) -> Iterator[Ima
                         f"its {image.width}x{image.height} pixels are more than {MAX_PIXELS}; make it smaller first"
                     )
                 yield image
-    except (FileNotFoundError, MemoryError):
+    except (CandelaError, FileNotFoundError, MemoryError):
         raise
     except Image.UnidentifiedImageError as error:
         raise ValueError(f"it is not of a format that is read: {', '.join(formats)}") from error

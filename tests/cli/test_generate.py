@@ -22,7 +22,7 @@ from candela.cli.main import app
 from candela.demo import Scene, draw
 from tests.conftest import STAR, pixels
 
-CANDELA = [sys.executable, "-c", "from candela.cli.main import app; app()"]
+CANDELA = [sys.executable, "-m", "candela"]
 
 
 def run(*arguments):
@@ -157,6 +157,61 @@ def test_image_to_image_and_like_across_folders(tmp_path, monkeypatch):
     changed = run("generate", "--like", "../a.png", "--out", "c.png")
     assert changed.exit_code == 2
     assert "has changed since" in changed.stderr
+
+
+def test_a_start_image_of_any_kind_is_what_it_looks_like(tmp_path, monkeypatch):
+    """16-bit grey, transparency, and a telephone's orientation: the pixels that a viewer shows, on white."""
+    import numpy as np
+
+    from candela.cli.generate import read_start
+
+    grey = np.linspace(0, 65535, 96 * 64).reshape(64, 96).astype(np.uint16)
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    shown = np.asarray(read_start(tmp_path / "grey.png"))
+    assert np.abs(shown[..., 0].astype(int) - grey // 257).max() <= 1
+    Image.new("RGBA", (96, 64), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert read_start(tmp_path / "clear.png").getextrema() == ((255, 255),) * 3
+    turned = Image.fromarray(grey[:, :64])
+    exif = turned.getexif()
+    exif[0x0112] = 6  # 90 degrees clockwise
+    turned.crop((0, 0, 64, 32)).save(tmp_path / "turned.png", exif=exif)
+    assert read_start(tmp_path / "turned.png").size == (32, 64)
+    made = run("generate", "a star", "--init", tmp_path / "clear.png", "--steps", 2, "--out", tmp_path / "made.png")
+    assert made.exit_code == 0, made.output
+    assert run("generate", "--like", tmp_path / "made.png", "--out", tmp_path / "again.png").exit_code == 0
+    Image.new("RGBA", (96, 64), (255, 0, 0, 9)).save(tmp_path / "clear.png")
+    assert "has changed since" in run("generate", "--like", tmp_path / "made.png", "--out", tmp_path / "no.png").stderr
+
+
+@pytest.mark.parametrize(
+    ("strength", "steps", "note"),
+    [
+        (
+            0.9,
+            8,
+            "strength 0.9 leaves out none of 8 steps, so the start has no effect: with 8 steps, use at most 0.875",
+        ),
+        (
+            0.9,
+            9,
+            "strength 0.9 leaves out none of 9 steps, so the start has no effect: with 9 steps, use at most 0.888",
+        ),
+        (0.888, 9, None),
+        (0.9, 1, "strength 0.9 leaves out none of 1 steps, so the start has no effect: take more steps"),
+        (0.05, 8, "strength 0.05 of 8 steps is less than a step: one runs, as with strength 0.125"),
+        (0.875, 8, None),
+        (0.125, 8, None),
+        (1, 8, None),
+    ],
+)
+def test_a_strength_that_does_something_else_than_it_says_is_told(tmp_path, strength, steps, note):
+    draw(Scene("circle", "yellow", "purple", "left", "medium"), 64, 64).save(tmp_path / "start.png")
+    done = run(
+        "generate", "a star", "--count", 2, "--init", tmp_path / "start.png", "--strength", strength, "--steps", steps,
+        "--out", tmp_path / "o",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert done.stderr == (f"candela: note: {note}\n" if note else "")
 
 
 def test_pictures_saved_from_python_can_be_made_again(tmp_path, demo):

@@ -73,7 +73,7 @@ def test_a_start_image_is_found_by_name_and_content(tmp_path, monkeypatch):
     start = tmp_path / "first" / "s.png"
     draw(Scene("circle", "yellow", "purple", "left", "medium"), 96, 96).save(start)
     made = tmp_path / "given" / "a.png"
-    assert run("generate", "a red star", "--init", start, "--steps", 2, "--out", made).exit_code == 0
+    assert run("generate", "a red star", "--init", start, "--steps", 3, "--out", made).exit_code == 0
     assert read_record(made).start.name == "s.png"
     assert b"first" not in made.read_bytes(), "a picture does not tell where its maker's files lie"
     lost = run("generate", "--like", made, "--out", tmp_path / "b.png")

@@ -46,6 +46,8 @@ PICTURE = Image.new("RGB", (96, 64))
         ({"prompt": "a", "image": PICTURE, "mask": torch.ones(8, 12)}, r"mask must have the shape \[1 or 1, 1,"),
         ({"prompt": "a", "image": PICTURE, "latents": torch.ones(1, 16, 8, 8)}, "both image and latents"),
         ({"prompt": "a", "latents": torch.ones(3, 16, 8, 8)}, r"not \[3, 16, 8, 8\]"),
+        ({"prompt": "a", "image": "start.png"}, "image must be a picture of PIL, not str: open a file with"),
+        ({"prompt": "a", "image": Image.new("F", (8, 8))}, "pixels of floating-point numbers"),
     ],
 )
 def test_refused(arguments, message):
@@ -58,7 +60,13 @@ def test_refused(arguments, message):
     [
         ({"width": 100}, "width 100 is not a multiple of 16: use 96 or 112"),
         ({"image": Image.new("RGB", (100, 64))}, "start image is 100x64.*width 96 and height 64"),
+        ({"width": 8200}, "width 8200 is out of range: z-image makes pictures of 16 to 8192 pixels a side"),
+        ({"image": Image.new("RGB", (9001, 64))}, "start image is 9001x64.*width 8192 and height 64"),
         ({"latents": torch.ones(1, 16, 8, 8), "width": 128}, "make a picture of 64x64, not 128x64"),
+        (
+            {"image": PICTURE, "steps": 8, "strength": 1e-17},
+            "strength 1e-17 leaves none of 8 steps to run: use at least",
+        ),
     ],
 )
 def test_refused_by_the_family(arguments, message):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import shutil
 import warnings
 
@@ -168,6 +169,61 @@ def test_a_size_that_the_pipeline_would_change_in_silence_is_refused_before_the_
     with pytest.raises(InvalidRequest, match=rf"{name} makes a picture of \d+x\d+ when asked for 64x88: ask for"):
         engine.generate(Request("a", width=64, height=88, steps=2), on_step=steps.append)
     assert len(steps) <= 25, "a prior may have run, but no step of the decoder"
+
+
+def advised(message: str) -> tuple[int, int]:
+    return tuple(map(int, re.search(r"ask for (\d+)x(\d+)", message).groups()))
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("KandinskyV22CombinedPipeline", (64, 88)),
+        ("Kandinsky3Pipeline", (64, 88)),
+        ("HiDreamImagePipeline", (64, 88)),
+        ("HiDreamImagePipeline", (224, 2144)),  # scaled four times until it rests
+    ],
+)
+def test_the_size_that_is_advised_is_made(made, name, size):
+    engine, stop = made(name)[2], []
+    with pytest.raises(InvalidRequest, match=rf"{name} makes a picture of \d+x\d+ when asked for") as refused:
+        engine.generate(Request("a", width=size[0], height=size[1], steps=2))
+    width, height = advised(str(refused.value))
+    with pytest.raises(Cancelled):  # after a step, which no refused size comes to
+        engine.generate(
+            Request("a", width=width, height=height, steps=2), on_step=stop.append, cancelled=lambda: bool(stop)
+        )
+
+
+def test_a_pipeline_with_few_sizes_names_them_before_anything_is_loaded(tmp_path):
+    tiny_pipelines.kandinsky_5().save_pretrained(tmp_path)
+    folder = read_folder(tmp_path)
+    family = family_of(folder)
+    for width, height in ((512, 512), (1024, 1040)):
+        with pytest.raises(
+            InvalidRequest, match=rf"Kandinsky5T2IPipeline does not make {width}x{height}: .*\(1024,1024\),\(640,1408\)"
+        ):
+            Request("a", width=width, height=height).resolved(family, family.defaults(folder))
+    full = Request("a", width=640, height=1408).resolved(family, family.defaults(folder))
+    assert (full.width, full.height) == (640, 1408)
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "component"),
+    [
+        ("LDMTextToImagePipeline", tiny_pipelines.latent_diffusion, "vqvae"),
+        ("Kandinsky5T2IPipeline", tiny_pipelines.kandinsky_5, "vae"),
+    ],
+)
+def test_a_vae_that_the_pipeline_does_not_count_with_is_refused_before_anything_is_loaded(
+    tmp_path, name, make, component
+):
+    """Every picture would have half the size, and so has no size that could be advised."""
+    make(blocks=3).save_pretrained(tmp_path)
+    with pytest.raises(
+        MismatchedModel, match=rf"{component}: one latent of this VAE is 4x4 pixels; {name} works with VAEs of 8x8"
+    ):
+        family_of(read_folder(tmp_path))
 
 
 def test_starting_from_a_picture_is_refused_by_name(made):

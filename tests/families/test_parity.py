@@ -8,11 +8,12 @@ import torch
 from diffusers import DiffusionPipeline, ZImageImg2ImgPipeline
 from PIL import Image
 
-from candela import Engine, Request
+from candela import Engine, InvalidRequest, Request
 from candela.checkpoints.catalogue import DEMO_FOLDER
 from candela.demo import draw, held_out_prompts
 from candela.demo.world import Scene
 from candela.families import FAMILIES
+from tests import tiny
 
 PROMPT = "A large RED star on a blue background"
 NEGATIVE = "a small green circle"
@@ -88,6 +89,36 @@ def test_tiny_models(tiny_models, name, guidance, negative, size):
     )  # fmt: skip
     request = Request(PROMPT, negative, width=width, height=height, steps=5, guidance=guidance, seed=5)
     assert_same(Engine.load(tiny_models[name], device="cpu"), request, picture, latents)
+
+
+@pytest.mark.parametrize("negative", [None, "", NEGATIVE])
+def test_lumina_image_2_whose_tokenizer_puts_no_token_first(tmp_path, negative):
+    """Its empty negative prompt is no tokens at all."""
+    folder = tiny.lumina_image_2(tmp_path, bos=False)
+    size = {"width": 64, "height": 96}
+    picture, latents = bare(
+        folder, prompt=PROMPT, negative_prompt=negative, num_inference_steps=3, guidance_scale=4.0, seed=5, **size
+    )
+    engine = Engine.load(folder, device="cpu")
+    request = Request(PROMPT, negative, steps=3, guidance=4.0, seed=5, **size)
+    assert_same(engine, request, picture, latents)
+    many = Request(["a", "b"], [negative or "", NEGATIVE], steps=1, guidance=4.0, seed=5, **size)
+    batch, alone = engine.generate(many), engine.generate(many.alone(0))
+    difference = np.asarray(batch.images[0], dtype=int) - np.asarray(alone.images[0], dtype=int)
+    assert abs(difference).max() <= 1
+
+
+def test_lumina_next_whose_tokenizer_puts_no_token_first(tmp_path):
+    """There the bare pipeline gives a black picture: attention over nothing is NaN."""
+    engine = Engine.load(tiny.lumina_next(tmp_path, bos=False), device="cpu")
+    size = {"width": 64, "height": 64, "steps": 1, "guidance": 4.0}
+    for run in (engine.check, engine.generate):
+        with pytest.raises(InvalidRequest, match="the negative prompt '' has no tokens, and lumina-next needs one"):
+            run(Request(PROMPT, **size))
+    with pytest.raises(InvalidRequest, match=r"the prompt '' has no tokens.* Use that tokenizer, or say what it shows"):
+        engine.check(Request("", "x", **size))
+    assert np.asarray(engine.generate(Request(PROMPT, NEGATIVE, **size)).images[0]).std() > 2
+    assert np.asarray(engine.generate(Request(PROMPT, **(size | {"guidance": 1}))).images[0]).std() > 2
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.6, 0.25])

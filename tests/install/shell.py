@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 from candela.checkpoints import published
-from candela.cli.main import app
+from candela.cli.main import main
 from candela.install import http
 
 if __name__ == "__main__":
@@ -21,4 +21,4 @@ if __name__ == "__main__":
             published.CHECKSUMS[repository, path] = (algorithm, digest)
     if pauses := os.environ.get("CANDELA_TEST_BACKOFF"):
         http.BACKOFF = tuple(map(float, pauses.split()))
-    app()
+    main()

@@ -12,9 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 import candela
 from candela.checkpoints.manifest import changing_manifest, read_manifest
+from candela.cli.main import app
 from candela.errors import Conflict, InstallError, SourceError
 from candela.install.comfyui import open_comfyui
 from candela.install.dependencies import Packages, check_brought, read_requirements
@@ -473,3 +475,14 @@ def test_from_a_wheel_as_from_a_clone(tmp_path):
     copied = [path for path in source.rglob("*") if path.is_file() and "build" not in path.relative_to(source).parts]
     expected = {path.relative_to(source).as_posix(): sha256(path) for path in copied}
     assert json.loads(found) == {name: digest for name, digest in expected.items() if name.startswith(pack)}
+
+
+def test_a_dry_run_shows_the_plan_where_packages_cannot_be_looked_up(comfyui, tmp_path):
+    """There is no index here."""
+    before = times(tmp_path)
+    done = CliRunner().invoke(app, ["install", "demo", "--comfyui", str(comfyui), "--dry-run"])
+    assert done.exit_code == 0, done.output
+    assert f"the nodes in {comfyui} were not planned: " in done.stdout
+    refused = CliRunner().invoke(app, ["install", "demo", "--comfyui", str(comfyui), "--yes"])
+    assert refused.exit_code == 1 and refused.stdout == ""
+    assert times(tmp_path) == before

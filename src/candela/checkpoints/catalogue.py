@@ -54,9 +54,9 @@ def hub_cache() -> Path:
 
     Read from the environment rather than from the library, whose import costs more than a help text may take."""
     if cache := os.environ.get("HF_HUB_CACHE"):
-        return Path(cache).expanduser()
+        return Path(os.path.expanduser(cache))
     home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
-    return Path(home).expanduser() / "hub"
+    return Path(os.path.expanduser(home)) / "hub"
 
 
 def _snapshot(repository: str) -> Path | None:
@@ -91,7 +91,7 @@ def _is_here(entry: Installed) -> bool:
 
 def _folder(name: str) -> Path | None:
     try:
-        path = Path(name).expanduser().resolve()
+        path = Path(os.path.expanduser(name)).resolve()
         return path if name and path.is_dir() else None
     except (OSError, RuntimeError, ValueError):  # no permission, no such user, a name too long or with a zero byte
         return None
@@ -125,6 +125,11 @@ def find(model: str | os.PathLike[str]) -> Model:
                 f"the model {name!r} is not on this machine: no folder of that name, and the hub repository "
                 f"{repository} is not in {hub_cache()}; {hint}To get it: candela install {name}"
             )
+    if address := re.match(r"https?://[^/]+/([\w.-]+/[\w.-]+)", name):
+        raise ModelNotFound(f"{name} is an address. A model of the hub is given by its id: {address[1]}")
+    if name.startswith((".", "~")) or name.count("/") > 1 or os.path.isabs(name):
+        kind = "is neither a folder nor a weight file" if os.path.exists(name) else "is not there"
+        raise ModelNotFound(f"{name} {kind}. Give a folder in diffusers layout, a weight file, or the name of a model")
     near = difflib.get_close_matches(name.lower(), CATALOGUE, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known names: {', '.join(CATALOGUE)}."
     raise ModelNotFound(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from candela.checkpoints.checkpoint import Checkpoint, Part
-from candela.checkpoints.headers import json_text, read_header
+from candela.checkpoints.headers import json_text, read_header, reading
 from candela.checkpoints.headers.header import open_regular
 from candela.errors import DamagedFile, MismatchedModel, ModelNotFound
 
@@ -109,13 +109,13 @@ def read_component(path: Path, name: str) -> Part:
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    with reading(path), open_regular(path) as file:
+        data = file.read(MAX_JSON + 1)
     try:
-        with open_regular(path) as file:
-            data = file.read(MAX_JSON + 1)
         if len(data) > MAX_JSON:
             raise ValueError(f"it is longer than {MAX_JSON} bytes")
         value = json_text.parse(data)
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise DamagedFile(f"{path} is not readable JSON ({str(error)[:200]}). Download it again") from error
     if not isinstance(value, dict):
         raise DamagedFile(f"{path} holds a {type(value).__name__} where an object was expected. Download it again")

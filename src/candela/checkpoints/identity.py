@@ -13,14 +13,14 @@ from candela.checkpoints.architectures.text_encoders import known_as
 from candela.checkpoints.checkpoint import Checkpoint, Part
 from candela.checkpoints.contents import Contents, Found, read_contents
 from candela.checkpoints.folder import read_component, read_folder
-from candela.checkpoints.headers import Header, read_header
+from candela.checkpoints.headers import Header, read_header, reading
 from candela.checkpoints.lora.file import lora_of
 from candela.checkpoints.lora.methods import method_of
 from candela.checkpoints.opening import kind_of
 from candela.checkpoints.resemblance import Resemblance, nearest
 from candela.checkpoints.sanity import number
 from candela.checkpoints.variants import variant_of
-from candela.errors import CandelaError, ModelNotFound
+from candela.errors import CandelaError, DamagedFile, ModelNotFound
 
 SHOWN_METADATA = (
     "general.architecture", "general.name", "general.quantized_by", "general.license", "modelspec.title",
@@ -107,12 +107,17 @@ def identify(path: str | os.PathLike[str]) -> Identity:
         DamagedFile, MismatchedModel: what is there cannot be read.
     """
     try:
-        place = Path(path).expanduser()
+        if not os.fspath(path):
+            raise ModelNotFound("the path is empty: give a weight file, or a model's folder")
+        place = Path(os.path.expanduser(path))
         is_folder, is_there = place.is_dir(), place.exists()
+    except PermissionError as error:
+        raise DamagedFile(f"{path} cannot be read: {error.strerror}. Check its permissions") from error
     except (OSError, RuntimeError, ValueError) as error:  # too long a name, no such user
         raise ModelNotFound(f"{os.fspath(path)[:200]} cannot be a path: {str(error)[:200]}") from error
     if is_folder:
-        return _folder(place)
+        with reading(place):
+            return _folder(place)
     if not is_there:
         raise ModelNotFound(f"there is nothing at {place}. Check the path")
     return _file(read_contents(place))

@@ -19,6 +19,7 @@ from candela.checkpoints.configuration import config_metadata
 from candela.checkpoints.contents import Contents, Found, read_contents
 from candela.checkpoints.fitting import check_fit
 from candela.checkpoints.folder import read_component, read_folder
+from candela.checkpoints.headers import reading
 from candela.checkpoints.published import QWEN_FOLDER
 from candela.checkpoints.variants import SCHEDULERS, Variant, variant_of
 from candela.errors import CheckpointError, MismatchedModel, ModelNotFound
@@ -37,8 +38,9 @@ def read_checkpoint(model: str | os.PathLike[str]) -> Checkpoint:
         ModelNotFound, MismatchedModel, DamagedFile: it is not here, or its files cannot be used.
     """
     name = os.fspath(model)
-    places = components(name)
-    return read_model(find(name)) if places is None else _assembled(name, places)
+    with reading(name):
+        places = components(name)
+        return read_model(find(name)) if places is None else _assembled(name, places)
 
 
 def read_model(found: Model) -> Checkpoint:
@@ -47,9 +49,10 @@ def read_model(found: Model) -> Checkpoint:
     Raises:
         CheckpointError: they cannot be used.
     """
-    if found.parts:
-        return _assembled(found.name, found.parts, known_as=found.name)
-    return read_folder(found.folder, found.name)
+    with reading(found.folder):
+        if found.parts:
+            return _assembled(found.name, found.parts, known_as=found.name)
+        return read_folder(found.folder, found.name)
 
 
 def components(model: str) -> dict[str, str] | None:
@@ -68,14 +71,19 @@ def components(model: str) -> dict[str, str] | None:
             wrong = f"{unknown[0]!r} is no component" if unknown else "a component is given twice, or as nothing"
             raise ModelNotFound(f"{model!r}: {wrong}. Give each of {', '.join(COMPONENTS)} at most once, as NAME=PATH")
         return places if listed else dict.fromkeys(NEEDED, first.strip()) | places
-    path = Path(model).expanduser()
+    path = Path(os.path.expanduser(model))  # unlike Path's, leaves ~nobody as it is
     try:
         is_file = path.is_file()
     except (OSError, ValueError):
         return None
-    if not is_file and path.suffix.lower() in WEIGHT_FILES:
-        raise ModelNotFound(f"there is no file {model}. Check its name, and the folder that it is looked for in")
+    if not is_file:
+        _refuse_missing_file(path, model)
     return {"": model} if is_file else None
+
+
+def _refuse_missing_file(path: Path, typed: str) -> None:
+    if path.suffix.lower() in WEIGHT_FILES and not path.exists():
+        raise ModelNotFound(f"there is no file {typed}. Check its name, and the folder that it is looked for in")
 
 
 def _assembled(name: str, places: dict[str, str], known_as: str = "") -> Checkpoint:
@@ -148,7 +156,8 @@ def parts_at(place: str) -> dict[str, Part]:
     Raises:
         ModelNotFound, MismatchedModel, DamagedFile: it is not here, or cannot be used.
     """
-    source = _open("", place)
+    with reading(place):
+        source = _open("", place)
     if isinstance(source, Part):
         return {kind_of(source) or "text_encoder": source}
     return {name: part for name in NEEDED if (part := _part(source, name))}
@@ -164,9 +173,10 @@ def kind_of(part: Part) -> str:
 
 def _open(component: str, place: str) -> Contents | Checkpoint | Part:
     """What is at `place`: a weight file's contents, a whole model, or a component's folder."""
-    path = Path(place).expanduser()
+    path = Path(os.path.expanduser(place))
     if path.is_file():
         return read_contents(path)
+    _refuse_missing_file(path, place)
     if path.is_dir() and not (path / "model_index.json").is_file():
         return read_component(path, component)
     if component in ("tokenizer", "scheduler"):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from candela.cli.libraries import import_libraries
 from candela.cli.output import print_json, say
-from candela.errors import InvalidRequest
+from candela.errors import InvalidRequest, OutputError
 
 RUNS = {"quick": 21, "cpu": 7, "gpu": 7}
 SIDES = ("diffusers", "comfyui")  # that Candela can stand beside; diffusers always does
@@ -52,6 +55,8 @@ def run(suite: str, against: str, as_json: bool) -> int:
     if "comfyui" in sides:
         comfyui.checkout()  # told before anything is made
         options = {"others": comfyui.native}
+    with writing(), tempfile.TemporaryFile(dir=RESULTS):  # told before minutes are spent
+        pass
     device = torch.device("cuda" if suite == "gpu" else "cpu")
     cases = []
     for case in getattr(suites, suite)(RUNS[suite], **options):
@@ -81,17 +86,25 @@ def show(case: Any) -> None:
     Console().print(table)
 
 
-def write(suite: str, results: dict[str, Any], chart: str) -> list[Path]:
-    from candela.errors import OutputError
-
-    texts = {".json": json.dumps(results, indent=2) + "\n", ".svg": chart}
+@contextmanager
+def writing() -> Iterator[None]:
+    """
+    Raises:
+        OutputError: RESULTS cannot be made, or not be written.
+    """
     try:
         RESULTS.mkdir(parents=True, exist_ok=True)
-        for suffix, text in texts.items():
-            (RESULTS / f"bench_{suite}{suffix}").write_text(text, encoding="utf-8")
+        yield
     except OSError as error:
         raise OutputError(
             f"the results cannot be written into {RESULTS.absolute()}: {error.strerror or error}. "
             "Run it in another folder"
         ) from error
+
+
+def write(suite: str, results: dict[str, Any], chart: str) -> list[Path]:
+    texts = {".json": json.dumps(results, indent=2) + "\n", ".svg": chart}
+    with writing():
+        for suffix, text in texts.items():
+            (RESULTS / f"bench_{suite}{suffix}").write_text(text, encoding="utf-8")
     return [RESULTS / f"bench_{suite}{suffix}" for suffix in texts]

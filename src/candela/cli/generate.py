@@ -18,18 +18,18 @@ from typing import TYPE_CHECKING, Any
 
 from candela.cli.libraries import import_libraries
 from candela.cli.output import error_report, print_json, say
+from candela.cli.prompts import check_typed, read_prompts
 from candela.cli.remaking import check_same_model, missing, places, recorded_model, remakeable
 from candela.errors import Cancelled, CandelaError, CandelaWarning, InvalidRequest, OutputError
 from candela.pictures import opened
 from candela.record import Record, make_folder, pixels_sha256, save_png
-from candela.regular import open_regular
+from candela.rgb import as_rgb
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from candela.engine import Engine, Request, Step
 
-MAX_PROMPTS = 4_000_000  # bytes: tens of thousands of prompts
 OTHER_FORMATS = {".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
@@ -138,6 +138,7 @@ def make_pictures(engine: Engine, request: Request, target: Target, quiet: bool)
 def request_settings(options: Options, record: Record | None) -> dict[str, Any]:
     """The request's fields: what was typed, over what `--like` brings, over the request's own defaults."""
     prompts = list(options.prompts)
+    check_typed([*prompts, options.negative or ""])
     if options.prompts_file:
         prompts += read_prompts(options.prompts_file)
     if not prompts and record:
@@ -164,19 +165,6 @@ def request_settings(options: Options, record: Record | None) -> dict[str, Any]:
         "image": image,
         "strength": record.strength if record and record.start and options.strength is None else options.strength,
     }
-
-
-def read_prompts(path: Path) -> list[str]:
-    try:
-        with open_regular(path) as file:
-            data = file.read(MAX_PROMPTS + 1)
-        if len(data) > MAX_PROMPTS:
-            raise InvalidRequest(f"the prompts file {path} is longer than {MAX_PROMPTS} bytes: split it")
-        lines = data.decode("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InvalidRequest(f"the prompts file {path} cannot be read: {reason}") from error
-    return [line.strip() for line in lines if line.strip()]
 
 
 def fast_mode(typed: bool | None, record: Record | None) -> bool | str:
@@ -230,7 +218,10 @@ def read_start(path: Path) -> Image.Image:
     try:
         with opened(path) as image:
             ImageOps.exif_transpose(image, in_place=True)  # a telephone's picture says which way is up
-            picture = image.convert("RGB")
+            picture = as_rgb(image)
+            picture.load()
+    except InvalidRequest:
+        raise
     except FileNotFoundError as error:
         raise InvalidRequest(f"the start image {path} does not exist") from error
     except ValueError as error:
@@ -258,10 +249,10 @@ class Target:
             ) from error
 
     def _check(self) -> None:
-        taken = [f"{name}.png" for name in self.names if name and (self.folder / f"{name}.png").exists()]
+        taken = [f"{name}.png" for name in self.names if name and _lies(self.folder / f"{name}.png")]
         if taken:
             raise OutputError(f"{self.folder / taken[0]} exists and is not overwritten: choose another --out")
-        existing = next((p for p in [self.folder, *self.folder.parents] if p.exists()), None)
+        existing = next((p for p in [self.folder, *self.folder.parents] if _lies(p)), None)
         if existing is not None and not (existing.is_dir() and os.access(existing, os.W_OK)):
             raise OutputError(
                 f"cannot write into {self.folder}: {existing} is not a folder that can be written. Choose another --out"
@@ -280,6 +271,19 @@ class Target:
 
     def save(self, image: Any, record: Record, index: int) -> Path:
         return save_png(image, record, self.folder, self.names[index])
+
+
+def _lies(path: Path) -> bool:
+    """Is there anything, be it a link to nothing?
+
+    Raises:
+        OSError: nobody may look, or the name is too long.
+    """
+    try:
+        os.lstat(path)
+        return True
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 @contextmanager

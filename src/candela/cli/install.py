@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from candela.checkpoints import read_checkpoint
 from candela.cli.output import plain, say, size
-from candela.errors import CheckpointError, InstallError, InvalidRequest
+from candela.errors import CheckpointError, InstallError, InvalidRequest, SourceError
 from candela.install.card import find_card
 from candela.install.comfyui import ComfyUI, open_comfyui, search
+from candela.install.http import Temporary
 from candela.install.installing import finished, install_model, prepare
 from candela.install.locking import locked
 from candela.install.nodes import NodesPlan, install_nodes, plan_nodes
-from candela.install.planning import Places, Plan, PlannedFile, plan_model, publication_of
+from candela.install.planning import Places, Plan, PlannedFile, plan_model, plan_unreached, publication_of
 from candela.install.sources import MODEL_INDEX, open_source
 
 NO_COMFYUI = "none"
@@ -38,8 +40,21 @@ def run(model: str, comfyui: str | None, source: str, precision: str | None, dry
     def planned() -> Plan:
         return plan_model(model, places, origin, precision, card, hashing())
 
-    pack = plan_nodes(found) if found else None
-    plan = planned()
+    try:
+        pack, unplanned = plan_nodes(found) if found else None, ""
+    except SourceError as error:
+        if not dry_run:
+            raise
+        pack, unplanned = None, f"the nodes in {found.folder if found else ''} were not planned: {error}"
+    try:
+        plan = planned()
+    except Temporary:
+        unreached = plan_unreached(model, places, origin, precision, card, hashing()) if dry_run else None
+        if unreached is None or source != "hub":
+            raise
+        plan = unreached
+    if unplanned:
+        plan = replace(plan, notes=(*plan.notes, unplanned))
     changes = bool(plan.todo) or bool(pack and pack.changes)
     print("\n".join(map(plain, describe(plan, found, pack))))
     if dry_run:

@@ -45,8 +45,10 @@ def parsed(text: str) -> Lora:
     """FILE or FILE:STRENGTH. A colon in the file's own name, or behind a drive's letter, is none of ours.
 
     Raises:
-        InvalidRequest: what follows the last colon is no number, and there is no such file.
+        InvalidRequest: it names no file; what follows the last colon is no number, and there is no such file.
     """
+    if not text.partition(":")[0]:
+        raise InvalidRequest(f"--lora {text!r} names no file: write FILE or FILE:STRENGTH")
     path, colon, strength = text.rpartition(":")
     if not colon or Path(text).is_file():
         return Lora(text)

@@ -1,12 +1,13 @@
 """`candela`: the commands and their options. What they do is in the modules beside this one.
 
-Exit codes: 0 done; 1 failed on the way (no memory, no picture from the model, disk full), finished
-pictures were kept; 2 bad input, nothing was written; 130 stopped with Ctrl-C, finished pictures were kept.
+Exit codes: 0 done; 1 failed on the way (no memory, no picture from the model, disk full, output that nobody reads),
+finished pictures were kept; 2 bad input, nothing was written; 130 stopped with Ctrl-C, finished pictures were kept.
 """
 
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,18 @@ from typing import Annotated
 
 import typer
 
-from candela.cli.output import error_report, exit_code, plain, print_json, say
+from candela.cli.output import error_report, exit_code, plain, print_json, say, standard_streams
 from candela.errors import CandelaError
+
+
+def path(typed: str | Path) -> Path:
+    """Of an option; a default comes as a Path. An empty one is an unset variable of a shell script, never the working
+    folder."""
+    text = str(typed)
+    if not text or "\0" in text:
+        raise typer.BadParameter("it is empty" if not text else "no name has a zero byte in it")
+    return Path(text)
+
 
 app = typer.Typer(
     name="candela",
@@ -30,7 +41,10 @@ app = typer.Typer(
 def generate(
     prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="One picture for each.")] = None,
     prompts_file: Annotated[
-        Path | None, typer.Option("--prompts", metavar="FILE", help="A text file with one prompt per line.")
+        Path | None,
+        typer.Option(
+            "--prompts", parser=path, metavar="FILE", help="A text file with one prompt per line; - is standard input."
+        ),
     ] = None,
     model: Annotated[
         str | None,
@@ -48,7 +62,10 @@ def generate(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Picture k takes seed + k. (default: 0)")] = None,
     count: Annotated[int, typer.Option(help="Pictures per prompt.")] = 1,
-    init: Annotated[Path | None, typer.Option(metavar="IMAGE", help="A picture to start from.")] = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(parser=path, metavar="IMAGE", help="A picture to start from; on white where transparent."),
+    ] = None,
     strength: Annotated[
         float | None, typer.Option(help="With --init: 1 ignores it, 0.5 keeps its layout. (default: 0.6)")
     ] = None,
@@ -63,9 +80,12 @@ def generate(
         ),
     ] = None,
     like: Annotated[
-        Path | None, typer.Option(metavar="IMAGE", help="Take every setting from a picture made by Candela.")
+        Path | None,
+        typer.Option(parser=path, metavar="IMAGE", help="Take every setting from a picture made by Candela."),
     ] = None,
-    out: Annotated[Path, typer.Option(metavar="PATH", help="A folder, or a file ending in .png.")] = Path("outputs"),
+    out: Annotated[Path, typer.Option(parser=path, metavar="PATH", help="A folder, or a file ending in .png.")] = Path(
+        "outputs"
+    ),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object for scripts.")] = False,
 ) -> None:
     """Make pictures from prompts."""
@@ -83,7 +103,7 @@ def generate(
 
 
 @app.command()
-def show(image: Annotated[Path, typer.Argument(help="A PNG made by Candela.")]) -> None:
+def show(image: Annotated[Path, typer.Argument(parser=path, metavar="IMAGE", help="A PNG made by Candela.")]) -> None:
     """Print how a picture was made."""
 
     def run() -> int:
@@ -148,7 +168,9 @@ def install(
 
 @app.command()
 def doctor(
-    comfyui: Annotated[Path | None, typer.Option(metavar="DIR", help="ComfyUI's folder. (default: as install)")] = None,
+    comfyui: Annotated[
+        Path | None, typer.Option(parser=path, metavar="DIR", help="ComfyUI's folder. (default: as install)")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Say what works here, what does not, and what to do about it."""
@@ -261,6 +283,17 @@ def _tell(error: CandelaError, as_json: bool) -> int:
         print_json({"error": error_report(error)})
     say(str(error))
     return exit_code(error)
+
+
+def main() -> None:
+    """The program `candela`."""
+    with standard_streams():
+        try:
+            os.getcwd()
+        except OSError as error:  # removed meanwhile: the libraries of torch do not even load there
+            say(f"the working folder cannot be used ({error.strerror}): change into another one")
+            sys.exit(2)
+        app()
 
 
 def _guarded(run: Callable[[], int], as_json: bool = False) -> None:

@@ -3,14 +3,63 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from candela.errors import CandelaError, GenerationError, InstallError, OutOfMemory
 
 
 def say(message: str) -> None:
-    print(f"candela: {plain(message, lines=True)}", file=sys.stderr)
+    with suppress(OSError):  # stderr is where a failure to write would be told
+        print(f"candela: {plain(message, lines=True)}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def standard_streams() -> Iterator[None]:
+    """While a command runs. An answer that nobody can have got is a failure: told in one sentence, exit code 1. If
+    its reader has gone (`| head -1`), nothing is told."""
+    answers = sys.stdout is not None
+    _fill_closed_streams()
+    if not answers:
+        say("standard output is closed, so there is nowhere to print to. Send it to a file, or to /dev/null")
+        sys.exit(1)
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        if not _is_broken(sys.stdout):
+            raise  # of something else: a defect
+        if not isinstance(error, BrokenPipeError):
+            say(f"standard output cannot be written: {error.strerror or error}. Send it elsewhere")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries again when it ends
+        sys.exit(1)
+
+
+def _fill_closed_streams() -> None:
+    """Closed ones (`>&-`) are opened on nothing: otherwise the next file takes their number, and gets what a library
+    prints."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115
+
+
+def _is_broken(stream: Any) -> bool:
+    """What failed before may be gone from the buffer, so it is tried."""
+    try:
+        stream.write("\n")
+        stream.flush()
+    except OSError:
+        return True
+    return False
 
 
 def plain(text: object, lines: bool = False) -> str:

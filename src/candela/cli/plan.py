@@ -77,8 +77,8 @@ def _bytes(option: str, typed: str | None) -> int | None:
     if typed is None:
         return None
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", typed.strip(), re.IGNORECASE)
-    if not match or match[2].upper() not in UNITS or not float(match[1]):
-        raise InvalidRequest(f"{option} {typed!r} is no size of memory: write 8GB or 512MB")
+    if not match or match[2].upper() not in UNITS or not 0 < float(match[1]) < 1e6:
+        raise InvalidRequest(f"{option} {typed[:40]!r} is no size of memory: write 8GB or 512MB")
     return int(float(match[1]) * UNITS[match[2].upper()])
 
 

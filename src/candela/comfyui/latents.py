@@ -12,7 +12,8 @@ from PIL import Image
 from candela.errors import InvalidRequest
 
 EMPTY_CHANNELS = (4, 16)  # ComfyUI's empty-latent nodes make these
-FACTOR = 8  # pixels a side per latent
+EMPTY_FACTOR = 8  # pixels a side per latent of theirs; newer ones say it
+SAID_FACTOR = "downscale_ratio_spacial"
 KEY = "candela_repainted"
 
 
@@ -30,8 +31,9 @@ class Given:
     offsets: tuple[int, ...]
 
 
-def read(latent: dict[str, Any], channels: int) -> Given:
-    """`channels` is the model's own number.
+def read(latent: dict[str, Any], channels: int, factor: int) -> Given:
+    """`channels` is the model's own number, `factor` the pixels a side that its VAE makes of a latent. An empty latent
+    asks for a size in pixels, so there the factor of the node that made it counts, as in KSampler.
 
     Raises:
         InvalidRequest: samples of another shape or number of channels, in numbers.
@@ -40,7 +42,7 @@ def read(latent: dict[str, Any], channels: int) -> Given:
     if samples.ndim != 4:
         raise InvalidRequest(
             f"the LATENT has the shape {list(samples.shape)}; a batch of pictures is [pictures, {channels}, "
-            "height / 8, width / 8]"
+            f"height / {factor}, width / {factor}]"
         )
     number, found, rows, columns = samples.shape
     empty = not samples.any()
@@ -58,9 +60,10 @@ def read(latent: dict[str, Any], channels: int) -> Given:
             "the mask is empty, so nothing would be painted: right-click the picture in Load Image, open it in the "
             "MaskEditor and paint over what should change, or take the mask away"
         )
+    pixels = latent.get(SAID_FACTOR, EMPTY_FACTOR) if empty else factor
     return Given(
-        width=columns * FACTOR,
-        height=rows * FACTOR,
+        width=columns * pixels,
+        height=rows * pixels,
         number=number,
         latents=None if empty else samples.float(),
         mask=None if empty or mask is None else _scaled(mask, rows, columns, number),
@@ -76,6 +79,7 @@ def flat(samples: torch.Tensor) -> torch.Tensor:
 def write(latent: dict[str, Any] | None, samples: torch.Tensor, given: Given | None = None) -> dict[str, Any]:
     """`latent` with `samples` in place of its own, everything else kept."""
     out = {**(latent or {}), "samples": samples}
+    out.pop(SAID_FACTOR, None)
     if latent and given and given.latents is not None and given.mask is not None:
         out[KEY] = Repainted(samples, given.latents, latent["noise_mask"])
     return out

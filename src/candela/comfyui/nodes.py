@@ -259,7 +259,7 @@ class CandelaSampler(io.ComfyNode):
         from candela.errors import InvalidRequest
 
         engine = model.engine
-        given = None if latent is None else latents.read(latent, engine.latent_channels)
+        given = None if latent is None else latents.read(latent, engine.latent_channels, engine.family.latent_factor)
         if given is not None:
             width, height, batch_size = given.width, given.height, given.number
         start = None if given is None else given.latents

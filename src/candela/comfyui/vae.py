@@ -5,12 +5,12 @@ from __future__ import annotations
 import comfy.model_management as management
 import torch
 
-from candela.comfyui.latents import FACTOR, flat
+from candela.comfyui.latents import flat
 from candela.comfyui.models import LoadedModel, unloading_when_full
 
 
 class EngineVAE:
-    """Pictures are float [B, H, W, 3] in 0..1; latents raw VAE space [B, C, H / 8, W / 8]."""
+    """Pictures are float [B, H, W, 3] in 0..1; latents raw VAE space [B, C, H / factor, W / factor]."""
 
     output_channels = 3
 
@@ -38,8 +38,9 @@ class EngineVAE:
         return (pixels.movedim(1, -1) / 2 + 0.5).clamp(0, 1).to(management.intermediate_device())
 
     def _encode(self, pixels: torch.Tensor, *, tiled: bool) -> torch.Tensor:
-        """Sides that are no multiple of 8 are cropped in the centre, as ComfyUI's own VAE does."""
-        height, width = (side // FACTOR * FACTOR for side in pixels.shape[1:3])
+        """Sides that are no multiple of the factor are cropped in the centre, as ComfyUI's own VAE does."""
+        factor = self.downscale_ratio
+        height, width = (side // factor * factor for side in pixels.shape[1:3])
         top, left = (pixels.shape[1] - height) // 2, (pixels.shape[2] - width) // 2
         pixels = pixels[:, top : top + height, left : left + width, :3]
         with unloading_when_full():

@@ -23,7 +23,7 @@ from candela.engine.attempts import load_placed, on_ladder
 from candela.engine.device import pick_device, pick_dtype
 from candela.engine.embeddings import Embeddings
 from candela.engine.planning import pick_rung
-from candela.engine.request import Request
+from candela.engine.request import Request, skipped_steps
 from candela.engine.residency import Placed, Residency, Resident
 from candela.engine.result import Result, Seconds
 from candela.engine.sampling import OnStep
@@ -35,6 +35,7 @@ from candela.families.base import warn_unused_negative
 from candela.record import Lora as LoraRecord
 from candela.record import Record, file_name_of, names_of, pixels_sha256, versions
 from candela.record import Start as StartRecord
+from candela.rgb import as_rgb
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -265,14 +266,15 @@ class Engine:
     def encode_image(
         self, image: Image.Image, width: int, height: int, noise: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """A picture, resized to width x height if it is not, to raw VAE latents float32 [1, C, height/8, width/8].
+        """A picture, resized to width x height if it is not, to raw VAE latents float32 [1, C, height/8, width/8]
+        (8: the factor of nearly all VAEs, `family.latent_factor`).
 
         `noise` [B, C, height/8, width/8] picks B samples of the VAE's posterior; without it, its mean is returned.
         """
         from diffusers.image_processor import VaeImageProcessor
         from PIL import Image as Images
 
-        image = image.convert("RGB")
+        image = as_rgb(image)
         if image.size != (width, height):
             image = image.resize((width, height), Images.Resampling.LANCZOS)
         return self.encode_pixels(VaeImageProcessor().preprocess(image), noise)
@@ -342,7 +344,7 @@ class Engine:
                 scheduler,
                 noise,
                 start=start,
-                first=0 if start is None else sampling.skipped_steps(full.steps, full.strength),
+                first=0 if start is None else self._skipped(full),
                 on_step=on_step,
                 cancelled=cancelled,
                 preview=self._preview,
@@ -377,7 +379,8 @@ class Engine:
         if latents.ndim != 4 or latents.shape[1] != self.latent_channels:
             raise InvalidRequest(
                 f"latents of shape {list(latents.shape)} do not belong to {self.model}: "
-                f"its VAE takes [pictures, {self.latent_channels}, height / 8, width / 8]"
+                f"its VAE takes [pictures, {self.latent_channels}, height / {self.family.latent_factor}, "
+                f"width / {self.family.latent_factor}]"
             )
         pictures = []
         with self._lock, torch.no_grad(), memory.mapped(self.device):
@@ -430,7 +433,7 @@ class Engine:
         if full.mask is not None and tuple(full.mask.shape[2:]) != shape[1:]:
             raise InvalidRequest(
                 f"the mask is {full.mask.shape[3]}x{full.mask.shape[2]}; at {full.width}x{full.height} it must be "
-                f"{shape[2]}x{shape[1]}, an eighth of the picture"
+                f"{shape[2]}x{shape[1]}: {self.family.latent_factor} pixels a side are one latent"
             )
         return full
 
@@ -468,6 +471,28 @@ class Engine:
         latents = self.family.to_model(self.components.vae, raw.to(self.device)).expand(len(seeds), -1, -1, -1)
         mask = None if full.mask is None else full.mask.to(self.device, torch.float32)
         return noise.to(self.device), sampling.Start(latents, mask)
+
+    def _skipped(self, full: Request) -> int:
+        """How many of the first steps are left out, with a warning where that is not what the strength says."""
+        assert full.steps and full.strength
+        first, walked = skipped_steps(full.steps, full.strength), full.steps * full.strength
+        if full.strength < 1 and not first:
+            which = "so the start has no effect" if full.mask is None else "so it is as 1"
+            most = (full.steps - 1) * 1000 // full.steps / 1000  # rounded down, or it would be none again
+            warnings.warn(
+                f"strength {full.strength:g} leaves out none of {full.steps} steps, {which}: "
+                + (f"with {full.steps} steps, use at most {most:g}" if most else "take more steps"),
+                CandelaWarning,
+                stacklevel=5,
+            )
+        elif walked < 1:
+            warnings.warn(
+                f"strength {full.strength:g} of {full.steps} steps is less than a step: one runs, as with strength "
+                f"{1 / full.steps:.3g}",
+                CandelaWarning,
+                stacklevel=5,
+            )
+        return first
 
     def _preview(self, latents: torch.Tensor) -> list[Image.Image]:
         if self._previewer is None:

@@ -17,8 +17,9 @@ from PIL import Image
 from candela.checkpoints.catalogue import preview_decoder
 from candela.errors import CandelaWarning, DamagedFile
 
-CHART, PATCH, FACTOR = 16, 16, 8  # patches a side, pixels per patch, VAE factor
+CHART, PATCH = 16, 16  # patches a side, pixels per patch
 PIXELS = (CHART * PATCH) ** 2  # of the chart
+FACTOR = 8  # of TAEF1: pixels a side per latent
 FLUX: dict[str, Any] = {
     "latent_channels": 16,
     "scaling_factor": 0.3611,
@@ -112,7 +113,7 @@ def fit(vae: Any) -> torch.Tensor:
     colours = torch.rand((1, 3, CHART, CHART), generator=generator) * 2 - 1
     chart = colours.repeat_interleave(PATCH, 2).repeat_interleave(PATCH, 3)
     raw = vae.encode(chart.to(vae.device, vae.dtype)).latent_dist.mode().float().cpu()
-    target = torch.nn.functional.avg_pool2d(chart, FACTOR)
+    target = torch.nn.functional.avg_pool2d(chart, chart.shape[-1] // raw.shape[-1])
     features = torch.cat([raw, torch.ones_like(raw[:, :1])], dim=1)
     rows = features[0].flatten(1).T
     return torch.linalg.lstsq(rows, target[0].flatten(1).T).solution

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from candela.errors import InvalidRequest
+from candela.rgb import as_rgb
 
 if TYPE_CHECKING:
     import torch
@@ -33,13 +34,15 @@ class Request:
     Attributes:
         prompt: one text, or a sequence of them.
         negative_prompt: one text for all prompts, or one for each; read only where guidance is on.
-        width, height: pixels, multiples of 16. With `image`, its own size unless given.
+        width, height: pixels, multiples of 16 for nearly every model. With `image`, its own size unless given.
         steps: model evaluations, at least 1.
         guidance: in the family's own convention; 0 is off for Z-Image, 1 for Lumina.
         seed: 0 to 2**64 - 1: the first picture's, or a sequence of one for each picture.
         count: pictures per prompt.
-        image: a picture to start from (image-to-image). It is resized only if a size is given.
-        latents: the same as raw VAE latents, float [1 or pictures, C, height / 8, width / 8]; excludes `image`.
+        image: a picture to start from (image-to-image), of any mode of PIL: here it becomes RGB (`rgb.as_rgb`: what is
+            transparent lies on white). It is resized only if a size is given.
+        latents: the same as raw VAE latents, float [1 or pictures, C, height / 8, width / 8]; excludes `image`. (8: the
+            pixels a side of a latent; a few VAEs have more or fewer.)
         strength: how much of the way from pure noise is walked anew: 1 ignores the start, 0.5 keeps its layout.
             By default 0.6 with a start, 1 with a mask.
         mask: float [1 or pictures, 1, height / 8, width / 8] in 0..1, 1 = repaint; needs `image` or `latents`.
@@ -136,7 +139,7 @@ class Request:
         """This request with every open setting filled in, checked against what `family` can do.
 
         Raises:
-            InvalidRequest: a size the family cannot make.
+            InvalidRequest: a size the family cannot make; a strength that leaves no step.
         """
         if self.started and not family.image_to_image:
             family.refuse_start()
@@ -145,7 +148,8 @@ class Request:
             width, height = width or self.image.width, height or self.image.height
             multiple = family.size_multiple
             if (self.width is None and width % multiple) or (self.height is None and height % multiple):
-                near = [max(multiple, round(side / multiple) * multiple) for side in self.image.size]
+                highest = family.max_side // multiple * multiple
+                near = [min(max(multiple, round(side / multiple) * multiple), highest) for side in self.image.size]
                 raise InvalidRequest(
                     f"the start image is {self.image.width}x{self.image.height}; sides must be multiples of "
                     f"{multiple}. Ask for width {near[0]} and height {near[1]} to have it resized"
@@ -169,8 +173,12 @@ class Request:
             guidance=self.guidance if self.guidance is not None else defaults.guidance,
             strength=strength,
         )
-        assert full.width and full.height
+        assert full.width and full.height and full.steps
         family.check_size(full.width, full.height)
+        if self.started and skipped_steps(full.steps, strength) == full.steps:
+            raise InvalidRequest(
+                f"strength {strength:g} leaves none of {full.steps} steps to run: use at least {1 / full.steps:.3g}"
+            )
         return full
 
     def _integer(self, name: str, low: int, high: int, remark: str) -> None:
@@ -207,7 +215,22 @@ class Request:
             raise InvalidRequest(f"{name} {number:g} is out of range: {low:g} to {high:g}")
         object.__setattr__(self, name, number)
 
+    def _check_image(self) -> None:
+        from PIL import Image
+
+        if not isinstance(self.image, Image.Image):
+            kind = type(self.image).__name__
+            raise InvalidRequest(f"image must be a picture of PIL, not {kind}: open a file with PIL.Image.open")
+        try:
+            object.__setattr__(self, "image", as_rgb(self.image))
+        except InvalidRequest:
+            raise
+        except (OSError, SyntaxError, ValueError) as error:  # PIL reads a file's pixels only now
+            raise InvalidRequest(f"the start image cannot be read as a picture ({error})") from error
+
     def _check_start(self) -> None:
+        if self.image is not None:
+            self._check_image()
         if self.image is not None and self.latents is not None:
             raise InvalidRequest("both image and latents are given to start from: give one of them")
         if self.strength == 0.0:
@@ -224,6 +247,11 @@ class Request:
             if len(shape) != 4 or shape[0] not in (1, self.total) or (channels and shape[1] != channels):
                 wanted = f"[1 or {self.total}, {channels or 'C'}, height / 8, width / 8]"
                 raise InvalidRequest(f"{name} must have the shape {wanted}, not {list(shape)}")
+
+
+def skipped_steps(steps: int, strength: float) -> int:
+    """How many of the first steps image-to-image leaves out, as diffusers' pipelines count them."""
+    return int(max(steps - min(steps * strength, steps), 0))
 
 
 def _whole(name: str, value: Any, low: int, high: int, remark: str) -> int:

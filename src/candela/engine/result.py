@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from candela.record import Record, save_png
+from candela.record import Record, png_bytes, save_png
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from candela.engine.request import Request
+
+SHOWN = 16  # pictures in a notebook's cell; more make it slow to open
 
 
 @dataclass(frozen=True)
@@ -52,3 +56,21 @@ class Result:
             OutputError: the folder cannot be created or written.
         """
         return [save_png(image, record, Path(folder)) for image, record in zip(self.images, self.records)]
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the pictures with their seeds. They are the files that `save` writes, so that one
+        saved from the page carries its record too."""
+        figures = [
+            f'<figure style="margin: 0; max-width: 512px">'
+            f'<img style="max-width: 100%" width="{image.width}" height="{image.height}" '
+            f'src="data:image/png;base64,{b64encode(png_bytes(image, record)).decode()}" alt="{escape(record.prompt)}">'
+            f"<figcaption>seed {seed}: {escape(_shortened(record.prompt))}</figcaption></figure>"
+            for image, record, seed in zip(self.images[:SHOWN], self.records, self.seeds)
+        ]
+        more = len(self.images) - SHOWN
+        rest = f"<p>and {more} more: show them with result.images[{SHOWN}:]</p>" if more > 0 else ""
+        return f'<div style="display: flex; flex-wrap: wrap; gap: 1em">{"".join(figures)}</div>{rest}'
+
+
+def _shortened(prompt: str) -> str:
+    return prompt if len(prompt) <= 80 else f"{prompt[:80]}..."

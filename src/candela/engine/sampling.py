@@ -33,9 +33,9 @@ class Step:
     _preview: Callable[[torch.Tensor], list[Image.Image]]
 
     def preview(self, pictures: int | None = None) -> list[Image.Image]:
-        """What the first `pictures` of the batch look like by now, without it all of them: small ones, an eighth of
-        their size, from a linear reading of the latents, or whole ones where TAEF1 is installed (docs/memory.md says
-        what that takes)."""
+        """What the first `pictures` of the batch look like by now, without it all of them: small ones, a pixel for each
+        latent, from a linear reading of the latents, or whole ones where TAEF1 is installed (docs/memory.md says what
+        that takes)."""
         return self._preview(self.denoised[:pictures])
 
 
@@ -57,11 +57,6 @@ def noise_for(seeds: Sequence[int], shape: Sequence[int]) -> torch.Tensor:
     for picture, seed in zip(noise, seeds):
         torch.randn(tuple(shape), generator=torch.Generator("cpu").manual_seed(seed), out=picture)
     return noise
-
-
-def skipped_steps(steps: int, strength: float) -> int:
-    """How many of the first steps image-to-image leaves out, as diffusers' pipelines count them."""
-    return int(max(steps - min(steps * strength, steps), 0))
 
 
 def denoise(

@@ -12,11 +12,12 @@ TILE = 512  # pixels a side of a piece
 @contextmanager
 def tiling(vae: Any, tiled: bool) -> Iterator[None]:
     """Switches diffusers' own tiling on for a while, in tiles of 512 pixels at most: its own may be whole pictures."""
-    sizes = {"tile_sample_min_size": TILE, "tile_latent_min_size": TILE // 8}
+    sizes = ("tile_sample_min_size", "tile_latent_min_size")  # in pixels and in latents, the VAE's factor apart
     own = {name: getattr(vae, name) for name in sizes if tiled and hasattr(vae, name)}
     if tiled:
         vae.enable_tiling()
-    vars(vae).update({name: min(sizes[name], own[name]) for name in own})
+    if len(own) == 2 and (pixels := own[sizes[0]]) > TILE:
+        vars(vae).update(zip(sizes, (TILE, own[sizes[1]] * TILE // pixels)))
     try:
         yield
     finally:

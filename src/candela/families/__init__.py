@@ -25,5 +25,5 @@ def family_of(checkpoint: Checkpoint) -> Family:
     for family in FAMILIES:
         if checkpoint.pipeline in family.pipelines:
             family.check(checkpoint)
-            return family
+            return family.with_vae(checkpoint.parts["vae"])
     return Generic(checkpoint)

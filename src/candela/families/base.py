@@ -11,10 +11,10 @@ from typing import Any, ClassVar, NoReturn
 
 import torch
 
-from candela.checkpoints import Checkpoint, Components
+from candela.checkpoints import Checkpoint, Components, Part
 from candela.checkpoints.fitting import check_fit
 from candela.errors import CandelaWarning, DamagedFile, InvalidRequest, MismatchedModel
-from candela.families.vae import quicken
+from candela.families.vae import quicken, spatial_factor
 
 # (latents float32 [B, C, h, w] on the model's device, in its scale; timestep, scalar) -> velocity, likewise
 Predictor = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -61,13 +61,14 @@ class Family(ABC):
     transformer_class: ClassVar[str]
     text_width_key: ClassVar[str]  # where the transformer's config keeps the width of text features
     max_tokens: ClassVar[int]  # of a prompt, template included
-    max_side: ClassVar[int]  # pixels; the reach of the model's position tables
+    max_side: int  # pixels; the reach of the model's position tables
     axes_lens: ClassVar[tuple[int, ...]] = ()  # the shortest position tables with which the two above can be kept
     guidance_off: ClassVar[float]  # at or below this guidance there is no negative pass
-    latent_factor: ClassVar[int] = 8  # pixels a side per latent
-    size_multiple: ClassVar[int] = 16  # latent factor x patches of 2
+    latent_factor: int = 8  # pixels a side per latent
+    size_multiple: int = 16  # latent factor x patches of 2
     image_to_image: ClassVar[bool] = True
     whole_pipeline: ClassVar[bool] = False  # is the loop diffusers' own?
+    empty_texts: ClassVar[bool] = False  # can it be conditioned on no token at all?
 
     # --- before loading ---------------------------------------------------------------------
 
@@ -130,16 +131,30 @@ class Family(ABC):
                     f"{list(self.axes_lens)} at least. Download it again"
                 )
 
+    def with_vae(self, vae: Part) -> Family:
+        """This family with the factor of this VAE. Here: with that of the family only, since diffusers' pipelines of
+        both Luminas count 8 pixels a side of a latent whatever the VAE has, and so give pictures of another size.
+
+        Raises:
+            MismatchedModel: the VAE has another factor, or blocks whose numbers contradict each other.
+        """
+        if (factor := spatial_factor(vae)) != self.latent_factor:
+            raise MismatchedModel(
+                f"{vae.path}: one latent of this VAE is {factor}x{factor} pixels; {self.name} works with VAEs of "
+                f"{self.latent_factor}x{self.latent_factor}. Use the VAE that belongs to the model"
+            )
+        return self
+
     def check_size(self, width: int, height: int) -> None:
         """
         Raises:
-            InvalidRequest: a side that is no multiple of 16 (the two nearest are named), or too long.
+            InvalidRequest: a side that is no `size_multiple` (the two nearest are named), or too long.
         """
         multiple = self.size_multiple
         for name, side in (("width", width), ("height", height)):
-            if side % multiple:
-                below, above = side // multiple * multiple, -(-side // multiple) * multiple
-                nearest = f"{below} or {above}" if below else f"{above}"
+            if side % multiple and side < self.max_side:
+                near = (side // multiple * multiple, -(-side // multiple) * multiple)
+                nearest = " or ".join(str(one) for one in near if 0 < one <= self.max_side)
                 raise InvalidRequest(f"{name} {side} is not a multiple of {multiple}: use {nearest}")
             if not multiple <= side <= self.max_side:
                 raise InvalidRequest(
@@ -173,7 +188,8 @@ class Family(ABC):
         """-> token ids [1, tokens], whole.
 
         Raises:
-            InvalidRequest: more tokens than the model was made for, in numbers. Nothing is ever cut.
+            InvalidRequest: more tokens than the model was made for, in numbers: nothing is ever cut. None at all, where
+                the model needs one.
             MismatchedModel: a token that the text encoder does not have.
         """
         tokens = tokens_of(components.tokenizer, self.template(components, prompt, negative=negative))
@@ -182,6 +198,13 @@ class Family(ABC):
             raise MismatchedModel(
                 f"the tokenizer {components.tokenizer.name_or_path} gives token {highest}, and the text encoder has "
                 f"{words}, from 0 on: they do not belong together. Use the tokenizer that the text encoder came with"
+            )
+        if not tokens and not self.empty_texts:
+            remedy = "say what the picture should not show, or set guidance to" if negative else "say what it shows"
+            raise InvalidRequest(
+                f"the {'negative ' if negative else ''}prompt {prompt!r} has no tokens, and {self.name} needs one: "
+                "this model's tokenizer puts no BOS token first, as the published one does. Use that tokenizer, or "
+                f"{remedy}{f' {self.guidance_off:g}' if negative else ''}"
             )
         if len(tokens) > self.max_tokens:
             frame = tokens_of(components.tokenizer, self.template(components, "", negative=negative))
@@ -204,7 +227,10 @@ class Family(ABC):
         negative_ids = None if negatives is None else [self.tokenize(components, n, negative=True) for n in negatives]
 
         def features(ids: torch.Tensor) -> torch.Tensor:
-            return last_but_one(components.text_encoder, ids)
+            encoder = components.text_encoder
+            if not ids.shape[1]:
+                return torch.zeros(0, encoder.config.hidden_size, device=encoder.device, dtype=encoder.dtype)
+            return last_but_one(encoder, ids)
 
         return Conditioning(
             tuple(prompts),

@@ -13,6 +13,7 @@ import copy
 import functools
 import inspect
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,13 +26,16 @@ import torch
 from candela.checkpoints import Checkpoint, Components, Part, part_class
 from candela.errors import CandelaError, CandelaWarning, GenerationError, InvalidRequest, MismatchedModel
 from candela.families.base import Conditioning, Defaults, Family, Predictor
-from candela.families.decoders import Reached, decoder_of, left_at, picture, spatial_factor
+from candela.families.decoders import DECODERS, Reached, decoder_of, left_at, picture, spatial_factor
 from candela.families.progress import Bars, OnProgress, with_parts_inside
 
 GUIDANCE = ("guidance_scale", "true_cfg_scale", "distilled_guidance_scale", "prior_guidance_scale")
 INDISPENSABLE = ("gligen_phrases", "source_embeds")  # None by default, and yet no run goes without
 STEPS = ("num_inference_steps", "steps")
 SAFE_SIDE = 1024  # a multiple of every patch
+MOST_TRIES = 10  # until a size that a pipeline changes comes to rest; Hidream's took 8 at most of 2000 that were tried
+FIXED_FACTOR = re.compile(r"^\s*self\.(vae_scale_factor\w*) = (\d+)$", re.MULTILINE)  # in an __init__
+COUNTED_FACTOR = re.compile(r"\bheight\)? // (\d+)\b")  # in a __call__
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ class Generic(Family):
 
     Raises:
         MismatchedModel: a pipeline that diffusers does not have, that makes something else than pictures from a
-            text, or whose components are not all there.
+            text, or whose components are not all there or do not fit each other.
     """
 
     image_to_image = False
@@ -126,8 +130,9 @@ class Generic(Family):
         self.guidance_name = self._first(GUIDANCE)
         self.steps_name = self._first(STEPS)
         self.skeleton = self._skeleton()
-        self.latent_factor = spatial_factor(decoder_of(vars(self.skeleton))) if self.skeleton else 8  # type: ignore[misc]
-        self.size_multiple = self._size_multiple()  # type: ignore[misc]
+        self.latent_factor = spatial_factor(decoder_of(vars(self.skeleton))) if self.skeleton else 8
+        self._check_factor()
+        self.size_multiple = self._size_multiple()
 
     def _first(self, names: Sequence[str]) -> str | None:
         """The first of `names` that the pipeline's call has with a default, else the first that it has at all."""
@@ -148,7 +153,33 @@ class Generic(Family):
                 "Download the model again"
             )
 
+    def _check_factor(self) -> None:
+        """Some pipelines count 8 or 16 pixels a side of a latent whatever the VAE has; with another VAE every picture
+        would be of another size than asked for."""
+        fixed = FIXED_FACTOR.findall(inspect.getsource(self.cls.__init__))
+        own = {int(number) for name, number in fixed if getattr(self.skeleton, name, None) == int(number)}
+        own |= set(map(int, COUNTED_FACTOR.findall(inspect.getsource(self.cls.__call__))))
+        if self.skeleton and own and self.latent_factor not in own:
+            path = next((self.checkpoint.parts[name].path for name in DECODERS if name in self.checkpoint.parts), "")
+            factor = self.latent_factor
+            raise MismatchedModel(
+                f"{path}: one latent of this VAE is {factor}x{factor} pixels; {self.name} works with VAEs of "
+                f"{min(own)}x{min(own)}. Use the VAE that belongs to the model"
+            )
+
     # --- before loading -----------------------------------------------------------------------
+
+    def check_size(self, width: int, height: int) -> None:
+        """
+        Raises:
+            InvalidRequest: a side that is out of range or no multiple; a size that the pipeline's own check refuses
+                or would change.
+        """
+        super().check_size(width, height)
+        default = self.defaults(self.checkpoint)
+        said = self._complaint(width, height)
+        if said and not self._complaint(default.width, default.height):  # else it is not about the size
+            raise InvalidRequest(f"{self.name} does not make {width}x{height}: {said.partition('. ')[0]}")
 
     def prepare(self, components: Components) -> None:
         """Nothing: the pipeline's own code runs."""
@@ -223,7 +254,7 @@ class Generic(Family):
                 default = ours if parameter.default is inspect.Parameter.empty else parameter.default
                 given[name] = None if default is inspect.Parameter.empty else default
         wanted = {name: value for name, value in given.items() if name in inspect.signature(check).parameters}
-        with _overheard({self.cls.__module__}, "divisible", "multiple") as heard:
+        with _overheard({self.cls.__module__}, "divisible", "multiple", "resized") as heard:
             try:
                 check(**wanted)
             except Exception as error:
@@ -326,6 +357,10 @@ class Generic(Family):
                 images = pipeline(**arguments)[0]  # `images` of most, `image` of some
             except Reached:
                 return self._sized(picture(left[0]), width, height)
+            except _OtherSize as other:
+                self._refuse_size(
+                    other.size, width, height, self._settled(components, arguments, other.size, on_progress)
+                )
             except (CandelaError, MemoryError, torch.OutOfMemoryError):
                 raise
             except Exception as error:
@@ -343,12 +378,40 @@ class Generic(Family):
         factor = factor or self.latent_factor
         found = (result.shape[3] * factor, result.shape[2] * factor)
         if found != (width, height):
-            self._refuse_size(found, width, height)
+            self._refuse_size(found, width, height, None)
         return result
 
-    def _watch_size(self, pipeline: Any, width: int, height: int) -> None:
+    def _settled(
+        self, components: Components, arguments: Mapping[str, Any], size: tuple[int, int], on_progress: OnProgress
+    ) -> tuple[int, int] | None:
+        """The size that comes out unchanged, beginning with `size` and found by asking the pipeline for each in turn,
+        up to its noise; None if there is none. (HiDream scales again what it has scaled.)"""
+        for _ in range(MOST_TRIES):
+            bars = Bars(
+                lambda done, total: on_progress(0, total)
+            )  # a prior's steps: no picture's, but they can be stopped
+            pipeline = self.build(components.by_name)
+            for part in with_parts_inside(pipeline):
+                part.progress_bar = bars.bar
+                self._watch_size(part, *size, only=True)
+            try:
+                self.check_size(*size)
+                sides = {"width": size[0], "height": size[1], "max_area": size[0] * size[1]}
+                pipeline(**{**arguments, **{name: sides[name] for name in sides.keys() & arguments}})
+            except _OtherSize as other:
+                if other.size == size:
+                    return size
+                size = other.size
+            except (ValueError, RuntimeError) as error:  # the pipeline does not make this size either
+                if error is bars.raised:
+                    raise
+                return None
+        return None
+
+    def _watch_size(self, pipeline: Any, width: int, height: int, only: bool = False) -> None:
         """Some pipelines round a size, or scale it to the one they were trained on, without a word. Most then call
-        `prepare_latents` with what they made of it, before the first step."""
+        `prepare_latents` with what they made of it, before the first step; `_OtherSize` is raised there. With `only`,
+        it is raised in any case."""
         real = getattr(pipeline, "prepare_latents", None)
         if real is None:
             return
@@ -360,16 +423,25 @@ class Generic(Family):
             if len(shape := bound.get("shape", ())) == 4 and decoder_of(vars(pipeline)):
                 sides = shape[3] * self.latent_factor, shape[2] * self.latent_factor
             # A size in latents, of which the pixels are a multiple, is none of our business.
-            if all(isinstance(side, int) for side in sides) and (width % sides[0] or height % sides[1]):
-                self._refuse_size(sides, width, height)
+            if all(isinstance(side, int) for side in sides):
+                if width % sides[0] or height % sides[1]:
+                    raise _OtherSize(sides)
+                if only:
+                    raise _OtherSize((width, height))
             return real(*given, **named)
 
         pipeline.prepare_latents = instead
 
-    def _refuse_size(self, found: tuple[int, int], width: int, height: int) -> NoReturn:
+    def _refuse_size(
+        self, found: tuple[int, int], width: int, height: int, advised: tuple[int, int] | None
+    ) -> NoReturn:
+        default = self.defaults(self.checkpoint)
+        advice = [f"ask for {advised[0]}x{advised[1]}"] if advised else []
+        if (default.width, default.height) != (width, height):
+            advice.append("leave the size out")
         raise InvalidRequest(
-            f"{self.name} makes a picture of {found[0]}x{found[1]} when asked for {width}x{height}: ask for "
-            f"{found[0]}x{found[1]}, or leave the size out"
+            f"{self.name} makes a picture of {found[0]}x{found[1]} when asked for {width}x{height}: "
+            + (" or ".join(advice) or "its components do not belong together")
         )
 
     def finish(self, components: Components, decoded: torch.Tensor) -> torch.Tensor:
@@ -391,6 +463,14 @@ class Generic(Family):
 
 
 # --- helpers --------------------------------------------------------------------------------
+
+
+class _OtherSize(Exception):
+    """A pipeline is about to make a picture of this size, width and height."""
+
+    def __init__(self, size: tuple[int, int]):
+        super().__init__(size)
+        self.size = size
 
 
 class StandIn:

@@ -28,6 +28,7 @@ class LuminaImage2(Family):
     max_side = 8192  # axes_lens [300, 512, 512]: 512 patches of 16 pixels
     axes_lens = (257, 512, 512)
     guidance_off = 1.0
+    empty_texts = True  # the pipeline then gives the transformer no text token, which it takes
 
     def variant_defaults(self, checkpoint: Checkpoint) -> Defaults:
         return Defaults(steps=30, guidance=4.0)

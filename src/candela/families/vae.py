@@ -1,4 +1,5 @@
-"""AutoencoderKL's decoder, faster: the layout that convolutions like, and no convolution over repeated pixels."""
+"""AutoencoderKL: its factor; and its decoder faster, by the layout that convolutions like and no convolution over
+repeated pixels."""
 
 from __future__ import annotations
 
@@ -7,7 +8,30 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from candela.checkpoints import Part
+from candela.errors import MismatchedModel
 from candela.families.layers import library_forward, replace_forward
+
+BLOCKS = ("block_out_channels", "down_block_types", "up_block_types")
+MAX_BLOCKS = 7  # 64 pixels a side
+
+
+def spatial_factor(vae: Part) -> int:
+    """Pixels a side of a latent: every block but the last doubles a side (AutoencoderKL of diffusers).
+
+    Raises:
+        MismatchedModel: the numbers of blocks contradict each other, or are beyond what any VAE has.
+    """
+    lists = {key: vae.config.get(key, ("",)) for key in BLOCKS}  # one block is the class's own default
+    numbers = {key: len(value) if isinstance(value, (list, tuple)) else 0 for key, value in lists.items()}
+    blocks = numbers[BLOCKS[0]]
+    if set(numbers.values()) != {blocks} or not 1 <= blocks <= MAX_BLOCKS:
+        found = ", ".join(f"{number} {key}" for key, number in numbers.items())
+        raise MismatchedModel(
+            f"{vae.path}: the VAE's configuration has {found}; it needs as many of each, 1 to {MAX_BLOCKS}. "
+            "Download the VAE again"
+        )
+    return 2 ** (blocks - 1)
 
 
 def quicken(vae: Any) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 
-from candela.checkpoints import Checkpoint, Components
+from candela.checkpoints import Checkpoint, Components, Part
 from candela.checkpoints.templates import check_template
 from candela.errors import DamagedFile, MismatchedModel
 from candela.families.base import Conditioning, Defaults, Family, Predictor
 from candela.families.layers import replace_forward
+from candela.families.vae import spatial_factor
 from candela.families.z_image_forward import ZImageForward, block_forward
+
+REACH = 512  # patches a side: axes_lens [1536, 512, 512]
 
 
 class ZImage(Family):
@@ -20,9 +24,17 @@ class ZImage(Family):
     transformer_class = "ZImageTransformer2DModel"
     text_width_key = "cap_feat_dim"
     max_tokens = 512
-    max_side = 8192  # axes_lens [1536, 512, 512]: 512 patches of 16 pixels
-    axes_lens = (514, 512, 512)  # a picture's own place is behind those of its prompt
+    max_side = REACH * 16
+    axes_lens = (REACH + 2, REACH, REACH)  # a picture's own place is behind those of its prompt
     guidance_off = 0.0
+
+    def with_vae(self, vae: Part) -> Family:
+        """With any factor: diffusers' pipeline takes it from the VAE."""
+        own = copy.copy(self)
+        own.latent_factor = spatial_factor(vae)
+        own.size_multiple = 2 * own.latent_factor  # patches of 2 x 2 latents
+        own.max_side = REACH * own.size_multiple
+        return own
 
     def variant_defaults(self, checkpoint: Checkpoint) -> Defaults:
         """Turbo is distilled to 8 steps without guidance; its scheduler's shift is 3.0, Base's is 6.0."""

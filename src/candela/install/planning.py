@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from candela.checkpoints.folder import HALF, PLAIN
@@ -17,7 +17,7 @@ from candela.errors import InstallError, InvalidRequest, ModelNotFound, NoSpace,
 from candela.install import transfer
 from candela.install.card import Card, pick_precision
 from candela.install.comfyui import ComfyUI
-from candela.install.sources import MODEL_INDEX, Absent, Remote, Source, components_of
+from candela.install.sources import MODEL_INDEX, Absent, PublishedSizes, Remote, Source, components_of
 
 OnHash = Callable[[Path, int], None]  # a file that is being compared, and how many bytes of it just were
 MARGIN = 100_000_000  # bytes of every disk that stay free
@@ -135,6 +135,19 @@ def plan_model(
             f"{error.filename or places.root} cannot be read ({error.strerror or error}). Nothing was changed. Allow "
             "it, or install as its owner"
         ) from error
+
+
+def plan_unreached(
+    model: str, places: Places, source: Source, precision: str | None, card: Card | None, on_hash: OnHash
+) -> Plan | None:
+    """As `plan_model`, for a source that cannot be reached: from the lengths and checksums that stand in Candela, and
+    with a note that says so. None for a model of which none stand there."""
+    if precision in WHOLE or not publication_of(model).split:
+        return None
+    plan = plan_model(model, places, PublishedSizes(f"{source.name} (not reached)"), precision, card, on_hash)
+    beside = "; the tokenizer's small files come on top" if publication_of(model).tokenizer else ""
+    note = f"sizes as published, not compared with {source.name}, which cannot be reached{beside}"
+    return replace(plan, notes=(*plan.notes, note))
 
 
 def _plan_model(

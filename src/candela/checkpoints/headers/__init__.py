@@ -6,10 +6,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from candela.checkpoints.headers import gguf, safetensors
-from candela.checkpoints.headers.header import Header, StoredTensor, open_regular
-from candela.errors import DamagedFile
+from candela.checkpoints.headers.header import Header, StoredTensor, open_regular, reading
 
-__all__ = ["Header", "StoredTensor", "read_header"]
+__all__ = ["Header", "StoredTensor", "read_header", "reading"]
 
 
 def read_header(path: Path) -> Header:
@@ -18,10 +17,7 @@ def read_header(path: Path) -> Header:
     Raises:
         DamagedFile: neither of them, truncated, or with a header that contradicts itself or the file.
     """
-    try:
-        with open_regular(path) as file:
-            if file.read(4) == gguf.MAGIC:
-                return gguf.read(path, file)
-            return safetensors.read(path, file)
-    except OSError as error:
-        raise DamagedFile(f"{path} cannot be read: {error.strerror or error}. Check its permissions") from error
+    with reading(path), open_regular(path) as file:
+        if file.read(4) == gguf.MAGIC:
+            return gguf.read(path, file)
+        return safetensors.read(path, file)

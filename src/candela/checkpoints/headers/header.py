@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -47,6 +48,20 @@ class Header:
     bytes: int
     tensors: dict[str, StoredTensor]
     metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@contextmanager
+def reading(path: Path | str) -> Iterator[None]:
+    """
+    Raises:
+        DamagedFile: something at or below `path` that may not be read, or a disk that fails.
+    """
+    try:
+        yield
+    except OSError as error:
+        place = error.filename or path
+        remedy = "Give a file" if isinstance(error, IsADirectoryError) else "Check its permissions"
+        raise DamagedFile(f"{place} cannot be read: {error.strerror or error}. {remedy}") from error
 
 
 def open_regular(path: Path) -> BinaryIO:

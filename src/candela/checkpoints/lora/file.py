@@ -184,7 +184,7 @@ def read_lora(path: str | os.PathLike[str]) -> LoraFile:
         DamagedFile: not safetensors, or truncated.
         MismatchedModel: it holds no LoRA.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if not path.exists():
         raise ModelNotFound(f"there is no LoRA file {path}: check the name and the folder")
     return lora_of(read_header(path))

@@ -13,6 +13,7 @@ from candela.install.http import HUB, origin
 from candela.install.sources.folder import Folder
 from candela.install.sources.hub import Hub
 from candela.install.sources.prefix import Prefix
+from candela.install.sources.published import PublishedSizes
 from candela.install.sources.source import MODEL_INDEX, Absent, Readable, Remote, Source, components_of
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Folder",
     "Hub",
     "Prefix",
+    "PublishedSizes",
     "Readable",
     "Remote",
     "Source",
