@@ -58,7 +58,8 @@ def lora_files(tiny_models, tmp_path_factory) -> dict[str, list[Lora]]:
 
 def load(model: Path, dtype: str, mode: str, placement: str = "resident") -> Engine:
     """Within `fake_card`."""
-    return Engine.load(model, device=str(CARD), dtype=dtype, placement=placement, fast=mode if mode != "exact" else False)
+    fast = mode if mode != "exact" else False
+    return Engine.load(model, device=str(CARD), dtype=dtype, placement=placement, fast=fast)
 
 
 def draw(engine: Engine, request: Request) -> torch.Tensor:
@@ -68,22 +69,40 @@ def draw(engine: Engine, request: Request) -> torch.Tensor:
     return pixels
 
 
-@pytest.mark.parametrize("mode", ["exact", "int8", "fp8"])
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_nothing_is_mixed_and_nothing_waits(tiny_models, lora_files, family, dtype, mode):
-    """Each rung of the ladder, with and without LoRAs and guidance."""
+ARITHMETIC = list(itertools.product(["bfloat16", "float16"], ["exact", "int8", "fp8"]))
+EXTRAS = list(itertools.product([False, True], [0.0, 3.0]))  # LoRAs of all kinds at once, guidance
+
+
+def check(
+    model: Path, dtype: str, mode: str, applied: list[Lora], cases: list[tuple[Rung, tuple[bool, float]]]
+) -> None:
     if mode != "exact":  # the 8-bit weights, which are made of values, are kept for the next
-        Engine.load(tiny_models[family], device="cpu", dtype=dtype, fast=mode)
+        Engine.load(model, device="cpu", dtype=dtype, fast=mode)
     with fake_card():
-        engine = load(tiny_models[family], dtype, mode)
-        for rung, applied, guidance in itertools.product(RUNGS, ([], lora_files[family]), (0.0, 3.0)):
+        engine = load(model, dtype, mode)
+        for rung, (with_loras, guidance) in cases:
             engine.residency.rung = rung
             with Watch(engine) as watch:
-                engine.set_loras(applied)
+                engine.set_loras(applied if with_loras else [])
                 draw(engine, dataclasses.replace(SMALL, guidance=guidance))
-            assert not watch.found, (str(rung), len(applied), guidance, watch.found)
+            assert not watch.found, (str(rung), with_loras, guidance, watch.found)
             assert watch.operations > 200
+
+
+@pytest.mark.parametrize(("dtype", "mode"), ARITHMETIC)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nothing_is_mixed_and_nothing_waits(tiny_models, lora_files, family, dtype, mode):
+    """Each rung of the ladder, each time with other extras: over the six, every rung meets each of them."""
+    turn = ARITHMETIC.index((dtype, mode))
+    cases = [(rung, EXTRAS[(number + turn) % len(EXTRAS)]) for number, rung in enumerate(RUNGS)]
+    check(tiny_models[family], dtype, mode, lora_files[family], cases)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("dtype", "mode"), ARITHMETIC)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_whole_product(tiny_models, lora_files, family, dtype, mode):
+    check(tiny_models[family], dtype, mode, lora_files[family], list(itertools.product(RUNGS, EXTRAS)))
 
 
 @pytest.mark.parametrize("placement", ["released", "streamed"])
@@ -154,7 +173,7 @@ MISTAKES = {
     scaled_in_float32: ("precisions", None),
     left_in_float32: ("block", None),
     multiplied_in_float32: ("product", None),
-    with_a_constant_left_behind: ("devices", RuntimeError)  # which FakeTensorDeviceMismatchError became,
+    with_a_constant_left_behind: ("devices", RuntimeError),  # which FakeTensorDeviceMismatchError became,
 }
 
 
