@@ -263,7 +263,7 @@ def _where() -> str:
     frame = sys._getframe(1)
     while frame:
         for library in ("/candela/", "/diffusers/", "/transformers/"):
-            head, found, tail = frame.f_code.co_filename.rpartition(library)
+            _, found, tail = frame.f_code.co_filename.rpartition(library)
             if found:
                 return f"{library[1:]}{tail}:{frame.f_lineno}"
         frame = frame.f_back

@@ -1,5 +1,5 @@
-"""The engine's own code on a card that is not there (`tests/fake_cuda.py`): nothing mixes devices or precisions, and the
-denoising loop never waits for the device."""
+"""The engine's own code on a card that is not there (`tests/fake_cuda.py`): nothing mixes devices or precisions, and
+the denoising loop never waits for the device."""
 
 from __future__ import annotations
 
