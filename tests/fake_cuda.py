@@ -97,7 +97,7 @@ def fake_card(capability: tuple[int, int] = (9, 0)) -> Iterator[FakeTensorMode]:
         def load_component(part: Any, name: str, *, device: torch.device, dtype: torch.dtype) -> Any:
             component = read(part, name, device=torch.device("cpu"), dtype=dtype)
             if isinstance(component, torch.nn.Module):
-                _convert(component, lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=device))
+                convert(component, functools.partial(empty_like, device=device))
             return component
 
         for module in (loading, attempts, weights):
@@ -108,7 +108,7 @@ def fake_card(capability: tuple[int, int] = (9, 0)) -> Iterator[FakeTensorMode]:
         for family in FAMILIES:
             patch.setattr(type(family), "set_timesteps", _moved(type(family).set_timesteps))
         patch.setattr(sampling, "check_finite", lambda *_: None)
-        patch.setattr(torch.nn.Module, "_apply", _convert)  # torch's own exchanges fake tensors and finds them in use
+        patch.setattr(torch.nn.Module, "_apply", convert)  # torch's own exchanges fake tensors and finds them in use
         patch.setattr(torch, "get_device_module", lambda device: Streams())
         patch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
         with mode:
@@ -124,7 +124,11 @@ def _moved(set_timesteps: Callable[..., None]) -> Callable[..., None]:
     return on_card
 
 
-def _convert(module: torch.nn.Module, change: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
+def empty_like(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+
+
+def convert(module: torch.nn.Module, change: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
     for owner in module.modules():
         for name, parameter in owner._parameters.items():
             if parameter is not None:
