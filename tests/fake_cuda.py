@@ -109,7 +109,8 @@ def fake_card(capability: tuple[int, int] = (9, 0)) -> Iterator[FakeTensorMode]:
             patch.setattr(type(family), "set_timesteps", _moved(type(family).set_timesteps))
         patch.setattr(sampling, "check_finite", lambda *_: None)
         patch.setattr(torch.nn.Module, "_apply", convert)  # torch's own exchanges fake tensors and finds them in use
-        patch.setattr(torch, "get_device_module", lambda device: Streams())
+        patch.setattr(torch, "get_device_module", lambda device: STREAMS)
+        patch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: None)
         patch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
         with mode:
             yield mode
@@ -139,20 +140,39 @@ def convert(module: torch.nn.Module, change: Callable[[torch.Tensor], torch.Tens
     return module
 
 
-class Streams:
-    """torch.cuda's streams, on which nothing runs."""
+class Event:
+    """torch.cuda's, of a moment that never is."""
 
-    @staticmethod
-    def Stream(device: torch.device) -> Any:
-        return SimpleNamespace(
-            wait_event=lambda event: None, wait_stream=lambda stream: None, record_event=lambda: SimpleNamespace()
-        )
+    def __init__(self, enable_timing: bool = False):
+        """Both kinds are alike here."""
 
-    current_stream = Stream
+    def record(self, stream: Any = None) -> None: ...
 
-    @staticmethod
-    def stream(stream: Any) -> Any:
-        return contextlib.nullcontext()
+    def synchronize(self) -> None: ...
+
+    def elapsed_time(self, end: Event) -> float:
+        return 1.0
+
+
+class Stream:
+    """torch.cuda's, on which nothing runs."""
+
+    def __init__(self, device: torch.device):
+        """All are alike here."""
+
+    def wait_event(self, event: Event) -> None: ...
+
+    def wait_stream(self, stream: Stream) -> None: ...
+
+    def record_event(self) -> Event:
+        return Event()
+
+
+def stream(chosen: Stream) -> Any:
+    return contextlib.nullcontext()
+
+
+STREAMS = SimpleNamespace(Stream=Stream, Event=Event, current_stream=Stream, stream=stream)  # as in torch.cuda
 
 
 class Watch(TorchDispatchMode):
