@@ -25,16 +25,16 @@ class Needed:
 # made by benchmarks/memory_tables.py: begin
 NEEDED: dict[str, dict[str, Needed]] = {
     "z-image-turbo": {
-        "bf16": Needed(all=20_931_170_310, one=12_703_743_652),
+        "bf16": Needed(all=20_998_279_174, one=12_606_656_932),
         "int8": Needed(all=12_504_944_989, one=6_705_311_572),
         "nvfp4": Needed(all=8_739_256_491, one=5_092_200_932),
     },
     "z-image": {
-        "bf16": Needed(all=21_309_240_522, one=13_096_619_108),
-        "int8": Needed(all=12_787_387_421, one=6_987_754_004),
+        "bf16": Needed(all=21_115_067_082, one=12_902_445_668),
+        "int8": Needed(all=12_693_418_525, one=6_893_785_108),
     },
     "lumina-image-2": {
-        "bf16": Needed(all=11_028_865_825, one=5_444_499_604),
+        "bf16": Needed(all=11_095_974_689, one=5_444_499_604),
     },
 }
 # end

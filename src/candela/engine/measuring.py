@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from candela.checkpoints import Components
+from candela.engine.kernels import attention_workspace, laid_out, nbytes, workspace
 from candela.engine.skeletons import Skeleton
 from candela.engine.tiling import tiling
 from candela.families import Conditioning, Family
@@ -67,7 +69,7 @@ def measure(
 ) -> Costs:
     """Runs the stages on `skeleton` (about 5 s for a model of 6 billion parameters).
 
-    `device` is the kind that is planned for, cpu or cuda, which decides what convolutions need beside.
+    `device` is the kind that is planned for, cpu or cuda, whatever this machine has (`kernels.py`).
     """
     parts, fake = skeleton.components, skeleton.mode
     negatives = ["blurry"] if family.guided(guidance) else None
@@ -99,7 +101,7 @@ def measure(
 
 def _cost(stage: Callable[[], None], parts: Components, device: str) -> Cost:
     tally = Tally([tensor for module in parts.modules.values() for tensor in tensors(module)], device)
-    with Attention(tally), tally:
+    with Fused(tally), tally:
         stage()
     return Cost(tally.peak, tuple(tally.operations))
 
@@ -121,17 +123,20 @@ class Tally(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
+        result = laid_out(self.device, func, args, func(*args, **kwargs))
         made = [tensor for tensor in tree_leaves(result) if isinstance(tensor, torch.Tensor)]
         for tensor in made:
             self._made(tensor)
         if not made or func.is_view:
             return result
         given = [tensor for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, torch.Tensor)]
-        if func is torch.ops.aten.convolution.default:
-            self.peak = max(self.peak, self.now + workspace(self.device, args[0], args[1], result))
+        self.beside(workspace(self.device, func, args, result))
         self.count(func._overloadpacket, args, kwargs, result, sum(map(nbytes, [*given, *made])))
         return result
+
+    def beside(self, size: int) -> None:
+        """What is there for the moment of one operation."""
+        self.peak = max(self.peak, self.now + size)
 
     def count(self, operation: Any, args: Any, kwargs: Any, result: Any, moved: float) -> None:
         counter = flop_registry.get(operation)
@@ -150,9 +155,9 @@ class Tally(TorchDispatchMode):
         self.now -= self.live.pop(key, 0)
 
 
-class Attention(TorchFunctionMode):
-    """Attention as one operation that keeps no matrix of scores: fused kernels are what CPU and CUDA have for it,
-    and fake tensors would show the plain one."""
+class Fused(TorchFunctionMode):
+    """One operation where fake tensors show the plain formula's many: attention, which keeps no matrix of scores on CPU
+    and CUDA; on CUDA also the RMS norm."""
 
     def __init__(self, tally: Tally):
         super().__init__()
@@ -160,40 +165,18 @@ class Attention(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is not torch.nn.functional.scaled_dot_product_attention:
-            return func(*args, **kwargs)
-        named = dict(zip(("query", "key", "value", "attn_mask"), args)) | kwargs
-        query, key, value = named["query"], named["key"], named["value"]
+        if func is functional.scaled_dot_product_attention:
+            return self._attention(**dict(zip(("query", "key", "value", "attn_mask"), args)) | kwargs)
+        if func is functional.rms_norm and self.tally.device == "cuda":
+            result = torch.empty_like(args[0])
+            self.tally.operations.append((0.0, 2 * nbytes(result)))
+            return result
+        return func(*args, **kwargs)
+
+    def _attention(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: Any) -> torch.Tensor:
         result = query.new_empty(*query.shape[:-1], value.shape[-1])
+        self.tally.beside(attention_workspace(self.tally.device, result))
         # All heads of the queries meet all keys; grouped keys are shared, and not fewer products.
         flops = 2 * query[..., 0].numel() * key.shape[-2] * (query.shape[-1] + value.shape[-1])
         self.tally.operations.append((flops, sum(map(nbytes, (query, key, value, result)))))
         return result
-
-
-def nbytes(tensor: torch.Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
-
-
-def workspace(device: str, image: torch.Tensor, weight: torch.Tensor, result: torch.Tensor) -> int:
-    """Bytes that a convolution takes beside its result.
-
-    CPU: oneDNN works on its own blocked layout, so a picture in NCHW is copied there, and what comes out copied back
-    (measured with oneDNN 3.12: the larger of the two, and the weight; in channels_last the weight only). Where the
-    processor has no bfloat16 or float16 instructions, torch unfolds every patch instead. CUDA: cuDNN's kernels for
-    tensor cores want NHWC and transpose both pictures otherwise (NVIDIA, Convolutional Layers User's Guide, "tensor
-    layouts"); an allowance, not measured.
-    """
-    if device == "cpu" and image.dtype != torch.float32 and not _native(image.dtype):
-        patch = weight[0, 0].numel()
-        return 0 if patch == 1 else patch * weight.shape[1] * result[0, 0].numel() * image.element_size()
-    if image.is_contiguous(memory_format=torch.channels_last) and not image.is_contiguous():
-        return nbytes(weight)
-    both = nbytes(image), nbytes(result)
-    return nbytes(weight) + (sum(both) if device == "cuda" else max(both))
-
-
-def _native(dtype: torch.dtype) -> bool:
-    if dtype == torch.bfloat16:
-        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return dtype == torch.float16 and torch.ops.mkldnn._is_mkldnn_fp16_supported()

@@ -189,13 +189,10 @@ def _hollow(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 @torch.inference_mode(False)
 def _put(owner: torch.nn.Module, leaf: str, tensor: torch.Tensor) -> None:
-    parameter = owner._parameters.get(leaf)
-    if parameter is None:
-        owner._buffers[leaf] = tensor
-    elif parameter.is_meta:
+    if leaf in owner._parameters:
         owner._parameters[leaf] = torch.nn.Parameter(tensor, requires_grad=False)
     else:
-        parameter.data = tensor
+        owner._buffers[leaf] = tensor
 
 
 def trim() -> None:

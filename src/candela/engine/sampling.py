@@ -84,7 +84,7 @@ def denoise(
 
     timesteps = scheduler.timesteps[first:]
     scheduler.set_begin_index(first)
-    latents = noise if start is None else scheduler.scale_noise(start.latents, timesteps[:1], noise)
+    latents = noise if start is None else noised(start.latents, noise, scheduler.sigmas[first])
     for index, timestep in enumerate(timesteps):
         if cancelled is not None and cancelled():
             raise Cancelled(index - pace.queued, len(timesteps))
@@ -95,11 +95,17 @@ def denoise(
         if start is not None and start.mask is not None:
             kept = start.latents
             if index + 1 < len(timesteps):
-                kept = scheduler.scale_noise(kept, timesteps[index + 1 : index + 2], noise)
+                kept = noised(kept, noise, scheduler.sigmas[first + index + 1])
             latents = start.mask * latents + (1 - start.mask) * kept
         pace.end(told(index + 1, before - timestep / 1000 * velocity))
     pace.finish()
     return latents
+
+
+def noised(latents: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """Where the straight way from `latents` to `noise` is at `sigma`, 0 to 1, a scalar (https://arxiv.org/abs/2210.02747).
+    As the scheduler's `scale_noise` has it, which looks sigma up by indices that the device has to wait for."""
+    return sigma * noise + (1.0 - sigma) * latents
 
 
 def check_finite(values: torch.Tensor, what: str, dtype: torch.dtype) -> None:

@@ -46,7 +46,8 @@ class LuminaNext(Family):
         trained = transformer.config.sample_size * self.latent_factor
         scale = math.sqrt(shape[2] * shape[3] * self.latent_factor**2 / trained**2)
         attention = {"base_sequence_length": (trained // 16) ** 2}
-        rotary = rotary_table(transformer.head_dim, scale)
+        # The table is moved once here: the transformer would move it anew, and wait for it, in every step.
+        rotary = rotary_table(transformer.head_dim, scale).to(text.device)
 
         def predict(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
             t = (1 - timestep / 1000).expand(len(features))
