@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from candela.checkpoints import Checkpoint, Components, Part, part_class
+from candela.checkpoints.exhausted import ran_out
 from candela.errors import CandelaError, CandelaWarning, GenerationError, InvalidRequest, MismatchedModel
 from candela.families.base import Conditioning, Defaults, Family, Predictor
 from candela.families.decoders import Reached, decoder_of, left_at, picture, spatial_factor
@@ -326,10 +327,10 @@ class Generic(Family):
                 images = pipeline(**arguments)[0]  # `images` of most, `image` of some
             except Reached:
                 return self._sized(picture(left[0]), width, height)
-            except (CandelaError, MemoryError, torch.OutOfMemoryError):
+            except CandelaError:
                 raise
             except Exception as error:
-                if error is bars.raised or "can't allocate memory" in str(error):
+                if error is bars.raised or ran_out(error):
                     raise
                 if isinstance(error, (ImportError, NameError)):  # the latter where the import was optional: ftfy
                     raise MismatchedModel(f"{self.name} needs a Python package that is missing: {error}") from error
