@@ -79,7 +79,7 @@ class _Compiler:
             except Exception as error:
                 if ran_out(error):
                     raise
-                reason = error
+                reason = _reason(error)[:300]  # not the error itself, whose frames hold tensors
             result = function(*arguments, **named)  # whatever is wrong with the block itself is raised here
             self.failed = True
             _say(reason)
@@ -129,9 +129,9 @@ def _settings() -> Iterator[None]:
         yield
 
 
-def _say(error: BaseException) -> None:
+def _say(reason: str) -> None:
     warnings.warn(
-        f"torch.compile failed ({_reason(error)[:300]}): this engine goes on without it, slower, with the same "
+        f"torch.compile failed ({reason}): this engine goes on without it, slower, with the same "
         "picture. Most often a C compiler or Python's headers are missing: install gcc and python3-dev (python3-devel "
         "on Fedora), and load the model again",
         CandelaWarning,
