@@ -26,12 +26,14 @@ RESULTS = Path(__file__).parent / "results" / "memory.json"
 CHILD = """
 import json, sys, torch
 from candela import Engine, Request
+from candela.engine.heap import own_process
 from candela.engine.measuring import PROMPT
 
 def status(key):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key + ":"))
 
 model, width, height, placement = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+own_process()
 Engine.load("demo").generate(Request("a red star", steps=1))  # everything is imported and has run
 import gc
 gc.collect()

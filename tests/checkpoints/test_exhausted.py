@@ -10,7 +10,8 @@ import torch
 
 from candela.checkpoints.exhausted import ran_out
 from candela.checkpoints.loading import _library_errors
-from candela.errors import DamagedFile
+from candela.engine.memory import mapped
+from candela.errors import DamagedFile, OutOfMemory
 
 # As the libraries say it.
 EXHAUSTED = [
@@ -25,12 +26,16 @@ EXHAUSTED = [
                            "assertions.", 2),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+    RuntimeError("HIP error: out of memory"),
+    RuntimeError("MPS backend out of memory (MPS allocated: 9.0 GB, other allocations: 1 GB, max allowed: 9.1 GB)"),
 ]  # fmt: skip
 OTHERS = [
     OSError(errno.ENOENT, "No such file or directory"),
     ValueError("can't start new thread of thought"),
     RuntimeError("CUDA error: an illegal memory access was encountered"),
     RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR"),
 ]
 
 
@@ -53,3 +58,39 @@ def test_torch_s_own_allocation_that_fails_is_one():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 60, dtype=torch.uint8)
     assert ran_out(caught.value)
+
+
+def test_an_error_that_was_raised_from_it_is_one():
+    error = ValueError("the layer could not be built")
+    assert not ran_out(error)
+    error.__cause__ = MemoryError()
+    assert ran_out(error)
+    error.__cause__ = other = ValueError()
+    other.__cause__ = error  # a circle, which Python allows
+    assert not ran_out(error)
+
+
+def test_a_compiler_s_error_that_quotes_it_is_one():
+    def compiler(graph, inputs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    with pytest.raises(OutOfMemory) as caught, mapped(torch.device("cpu")):
+        torch.compile(lambda x: x + 1, backend=compiler)(torch.zeros(1))
+    assert "20.00 MiB more could not be had" in str(caught.value)
+
+
+@pytest.mark.parametrize(("free", "is_memory"), [(100 << 20, True), (6 << 30, False)])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR",
+        "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED. This error may appear if you passed in a non-contiguous input.",
+        "Unable to find a valid cuDNN algorithm to run convolution",
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+    ],
+)
+def test_what_may_be_memory_is_where_the_card_is_full(monkeypatch, text, free, is_memory):
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 8 << 30))
+    assert ran_out(RuntimeError(text)) is is_memory

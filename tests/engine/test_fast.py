@@ -17,7 +17,7 @@ from candela.checkpoints import read_checkpoint
 from candela.checkpoints.catalogue import DEMO_FOLDER
 from candela.checkpoints.packed import Scaled, rounded
 from candela.demo import check, held_out_prompts
-from candela.engine.fast import KINDS, compile_blocks, compiling, keeping, modes
+from candela.engine.fast import KINDS, compile_blocks, keeping, modes
 from candela.engine.fast.arithmetic import EightBitLinear, fp8_product, int8_linear, int8_product, product
 from candela.engine.fast.weights import ROUNDED
 from candela.engine.placing import Host, Shelf
@@ -172,14 +172,7 @@ def test_a_lora_changes_the_picture_as_in_exact_mode_and_leaves_no_trace(tiny_mo
     assert torch.equal(latents(fast), before[1])
 
 
-@pytest.mark.parametrize("chosen", [None, "/somewhere/else"])
-def test_compiled_code_is_kept_where_it_stays(monkeypatch, kept, chosen):
-    monkeypatch.setenv(compiling.CACHE, chosen or compiling.TORCHS_OWN + "somebody")
-    compile_blocks(torch.nn.Module())
-    assert os.environ[compiling.CACHE] == (chosen or str(kept.parent / "compiled"))
-
-
-def test_compiled_blocks_notice_loras(tiny_models, tmp_path, monkeypatch):
+def test_compiled_blocks_notice_loras(tiny_models, tmp_path):
     """With dynamo's own backend "eager": what is traced and guarded, without minutes of code generation."""
     engine = Engine.load(tiny_models["z-image"], fast="int8", device="cpu")
     path = tmp_path / "lora.safetensors"
@@ -190,7 +183,6 @@ def test_compiled_blocks_notice_loras(tiny_models, tmp_path, monkeypatch):
     engine.set_loras([Lora(path)])
     changed = latents(engine)
     engine.set_loras([])
-    monkeypatch.setenv(compiling.CACHE, str(tmp_path))
     compile_blocks(engine.components.transformer, backend="eager")
     torch.testing.assert_close(latents(engine), plain)
     engine.set_loras([Lora(path)])

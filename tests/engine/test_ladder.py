@@ -28,7 +28,7 @@ CHILD = """
 import gc, hashlib, json, resource, sys, threading, warnings
 from dataclasses import replace
 from candela import Engine, Request
-from candela.engine.placing import trim
+from candela.engine.heap import own_process, trim
 
 def data():
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmData:"))
@@ -47,6 +47,7 @@ def limited(limit):
     unlimited = resource.RLIM_INFINITY
     resource.setrlimit(resource.RLIMIT_DATA, (data() + limit if limit else unlimited, unlimited))
 
+own_process()
 Engine.load("demo", device="cpu").generate(Request("a red star", steps=1))  # everything is imported and has run
 model, jobs = sys.argv[1], json.loads(sys.argv[2])
 answers = []

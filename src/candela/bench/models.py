@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from candela.checkpoints import Checkpoint, Components, Part, read_checkpoint
-from candela.checkpoints.assembling import default_dtype
+from candela.checkpoints.building import default_dtype
 from candela.checkpoints.catalogue import DEMO_FOLDER
 from candela.engine import Engine
 from candela.families import family_of

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from candela.checkpoints.building import default_dtype, without_memory
 from candela.checkpoints.checkpoint import Part
 from candela.checkpoints.contents import FLOATS
 from candela.checkpoints.folder import HALF, weight_files
@@ -31,11 +31,9 @@ def assemble(part: Part, cls: Any, files: tuple[Path, ...], *, device: torch.dev
         DamagedFile: a weight file that cannot be read.
         Whatever the library raises for a configuration that it cannot build from.
     """
-    from accelerate import init_empty_weights
-
     if part.config.get("quantization_config"):
         return None
-    with default_dtype(dtype), init_empty_weights():  # which leaves computed buffers be
+    with default_dtype(dtype), without_memory():
         module = _empty(part, cls, dtype)
     if module is None:
         return None
@@ -89,7 +87,6 @@ def _empty(part: Part, cls: Any, dtype: torch.dtype) -> Any:
         legacy = issubclass(cls, diffusers_models.LegacyModelMixin)
         return None if legacy else cls.from_config(part.config)
     from transformers import PreTrainedModel
-    from transformers.initialization import no_init_weights
 
     if not issubclass(cls, PreTrainedModel) or (
         cls.can_generate() and (part.path / "generation_config.json").is_file()
@@ -99,8 +96,7 @@ def _empty(part: Part, cls: Any, dtype: torch.dtype) -> Any:
     for inner in (config, *(getattr(config, name, None) for name in config.sub_configs)):
         if inner is not None:
             inner.dtype = dtype
-    with no_init_weights():
-        module = cls(config)
+    module = cls(config)
     kept = set(module._keep_in_fp32_modules_strict or ())
     if dtype == torch.float16:
         kept |= set(module._keep_in_fp32_modules or ())
@@ -131,15 +127,3 @@ def _dtype(module: Any, name: str, built: torch.dtype, dtype: torch.dtype) -> to
     kept = module._keep_in_fp32_modules or ()
     kept = [kept] if isinstance(kept, str) else kept
     return torch.float32 if set(kept) & set(name.split(".")) else dtype
-
-
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """What a class computes when it is built (tables of positions) is in the precision of its weights, as the
-    libraries have it."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)

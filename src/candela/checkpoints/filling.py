@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from candela.checkpoints.architectures import Piece
+from candela.checkpoints.building import without_memory
 from candela.checkpoints.contents import Found
 from candela.checkpoints.packed import BlockScaled, Packed, QuantizedEmbedding, QuantizedLinear
 from candela.checkpoints.sanity import check_config
@@ -116,11 +117,9 @@ def fitted_weights(
 
 def empty(found: Found) -> Any:
     """The component's class, built from its configuration, with parameters that take no memory yet."""
-    from accelerate import init_empty_weights
-
     check_config(found.header.path, found.config, len(found.weights))
     cls = getattr(importlib.import_module(found.architecture.library), found.architecture.class_name)
-    with init_empty_weights():
+    with without_memory():
         if found.architecture.library == "diffusers":
             return cls.from_config(found.config)
         return cls(cls.config_class.from_dict(found.config))

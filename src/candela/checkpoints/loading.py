@@ -124,7 +124,7 @@ def _library_errors(path: Path, what: str) -> Iterator[None]:
     no fault of the file and go on as what they are."""
     try:
         yield
-    except (CandelaError, MemoryError, torch.OutOfMemoryError):
+    except CandelaError:
         raise
     except ImportError as error:
         if ran_out(error):

@@ -41,7 +41,9 @@ def run(suite: str, against: str, as_json: bool) -> int:
 
     from candela.bench import comfyui, report, suites
     from candela.cli.generate import quiet_libraries
+    from candela.engine.heap import own_process
 
+    own_process()
     quiet_libraries()
     if suite == "gpu" and not torch.cuda.is_available():
         sizes = ", ".join(f"{side}x{side}" for side in suites.SIDES)

@@ -79,8 +79,10 @@ def run(options: Options) -> int:
         from candela.cli.loras import wanted_loras
         from candela.engine import Engine, Request
         from candela.engine.adapters import check_loras
+        from candela.engine.heap import own_process
         from candela.families import family_of
 
+        own_process()
         quiet_libraries()
         began = time.perf_counter()
         request = Request(**settings)

@@ -109,12 +109,14 @@ def unloading_when_full() -> Iterator[None]:
 
 
 def _make_room(size: int) -> None:
-    """Asks newer cores to drop old outputs, models among them, before `size` bytes more are read into main memory."""
+    """Asks cores that can (from 0.19 on) to drop old outputs, models among them, before `size` bytes more are read into
+    main memory."""
     try:
         from comfy import memory_management
-    except ImportError:  # core 0.8 drops what the prompt does not use before it runs
+    except ImportError:  # before 0.12
         return
-    memory_management.extra_ram_release(size + memory_management.RAM_CACHE_HEADROOM)
+    if hasattr(memory_management, "extra_ram_release"):
+        memory_management.extra_ram_release(size + memory_management.RAM_CACHE_HEADROOM)
 
 
 def _give_back_later() -> None:

@@ -13,8 +13,9 @@ from candela.checkpoints import Checkpoint, Components, Part, load_components
 from candela.checkpoints.again import Files
 from candela.checkpoints.loading import hollow_component, load_component
 from candela.engine import memory
+from candela.engine.heap import return_at_once, trim
 from candela.engine.ladder import Placement, Rung, below, costs
-from candela.engine.placing import Host, Shelf, return_at_once, trim
+from candela.engine.placing import Host, Shelf
 from candela.engine.residency import Placed
 from candela.engine.sharing import ROOM
 from candela.engine.skeletons import BUILDING, blocks_of
@@ -138,7 +139,9 @@ def _load(
         if name == "vae" or family.whole_pipeline or not blocks_of(module) or (fast and not host):
             module.to(device)
             continue
-        source = Host(module, pinned=True) if host else Files.of(checkpoint.parts[name], module, dtype)
+        # What fast mode computes with is in no file of the model's.
+        files = None if fast else Files.of(checkpoint.parts[name], module, dtype)
+        source = Host(module, pinned=True, files=files) if host else files
         if source is None:  # only the library can load it, so it stays
             continue
         shelves[name] = Shelf(module, source, device, empty=any(p.is_meta for p in module.parameters()))

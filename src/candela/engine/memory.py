@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import torch
 
-from candela.checkpoints.exhausted import ran_out
+from candela.checkpoints.exhausted import ran_out, what_ran_out
 from candela.errors import OutOfMemory
 
 
@@ -48,11 +48,12 @@ def mapped(device: torch.device) -> Iterator[None]:
         yield
     except OutOfMemory:
         raise  # told already, by a stage within a stage
-    except (MemoryError, RuntimeError, OSError) as error:
+    except Exception as error:
         if not ran_out(error):
             raise
+        detail = _detail(str(what_ran_out(error)))  # no name for the cause: its frames would keep what they hold
         raise OutOfMemory(
-            f"not enough memory on {device}: {_detail(str(error))}. Ask for a smaller size or fewer pictures at once, "
+            f"not enough memory on {device}: {detail}. Ask for a smaller size or fewer pictures at once, "
             "close what else uses the memory, or take a smaller model"
         ) from error
 

@@ -8,20 +8,24 @@ takes no memory and holds NaN.
 
 from __future__ import annotations
 
-import ctypes
 import sys
+import weakref
 from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
 import torch
 
+from candela.engine import cards, memory
+from candela.engine.heap import trim
 from candela.engine.skeletons import blocks_of, size_of
 from candela.engine.streaming import ALIGNED, Ahead, Turn
 
 CHUNK = 1 << 29  # bytes of locked memory that are taken at once
 FIXED = -1  # the group of all that is in no block
-MMAP_THRESHOLD = -3  # of mallopt(3)
-SMALL, LARGE = 1 << 18, 1 << 23  # bytes; left to itself glibc goes up to 1 << 25
+# Of main memory, what may be locked at most: Windows lets a GPU have half of it, and ComfyUI locks as much. The rest of
+# the system lives in what is not locked, and it shall have `LEFT` bytes at any time.
+LOCKED = 0.4 if sys.platform == "win32" else 0.75
+LEFT = 2_000_000_000
 
 
 class Source(Protocol):
@@ -37,10 +41,13 @@ class Source(Protocol):
 
 
 class Host:
-    """Main memory: each tensor is copied there once, and stays."""
+    """Main memory: what is locked is copied there once, and stays. Where no more may be locked a tensor is left where
+    it lies, if that is main memory or a mapped file; one on a GPU is left to `files`, if they have it."""
 
-    def __init__(self, module: torch.nn.Module, pinned: bool):
-        self.pinned = pinned
+    _locked = 0  # bytes, of all in this process
+
+    def __init__(self, module: torch.nn.Module, pinned: bool, files: Source | None = None):
+        self.pinned, self.files = pinned, files
         self.names = frozenset(dict(module.named_parameters()) | dict(module.named_buffers()))
         self._kept: dict[str, torch.Tensor] = {}
         # torch rounds locked memory up to a power of two, which for single tensors is half as much again.
@@ -50,28 +57,66 @@ class Host:
     @torch.inference_mode(False)
     @torch.no_grad()
     def keep(self, name: str, tensor: torch.Tensor) -> None:
-        if name not in self._kept:
-            kept = self._room(tensor.nbytes).view(tensor.dtype).view(tensor.shape)
-            self._kept[name] = kept.copy_(tensor)
+        """
+        Raises:
+            OutOfMemory: there is no main memory for a tensor that is nowhere else.
+        """
+        if name in self._kept:
+            return
+        room = self._room(tensor.nbytes)
+        if room is None and tensor.device.type == "cpu":
+            self._kept[name] = tensor.detach()  # its own name of the same memory: the parameter gets another
+        elif room is not None or self.files is None or name not in self.files.names:
+            with memory.mapped(torch.device("cpu")):
+                room = torch.empty(tensor.nbytes, dtype=torch.uint8) if room is None else room
+                self._kept[name] = room.view(tensor.dtype).view(tensor.shape).copy_(tensor)
 
-    def _room(self, size: int) -> torch.Tensor:
+    def _room(self, size: int) -> torch.Tensor | None:
+        """Locked memory of that many bytes, if any may be had."""
         taken = -(-size // ALIGNED) * ALIGNED
         if taken > len(self._left):
-            self._left = torch.empty(max(self._chunk, taken), dtype=torch.uint8, pin_memory=self.pinned)
+            chunk = self._lock(max(self._chunk, taken))
+            if chunk is None:
+                return None
+            self._left = chunk
         room, self._left = self._left[:size], self._left[taken:]
         return room
+
+    def _lock(self, size: int) -> torch.Tensor | None:
+        if not self.pinned or Host._locked + size > LOCKED * cards.ram():
+            return None
+        if cards.free(torch.device("cpu")) - size < LEFT:
+            return None
+        try:
+            chunk = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        except RuntimeError:  # the driver has a limit of its own, or the user (ulimit -l)
+            self.pinned = False
+            return None
+        Host._locked += size
+        weakref.finalize(self, Host._unlocked, size)
+        return chunk
+
+    @staticmethod
+    def _unlocked(size: int) -> None:
+        Host._locked -= size
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def copy(self, places: Mapping[str, torch.Tensor]) -> None:
         """Into the tensors of `places`, by name; from locked memory it goes on beside what the caller does next."""
+        there = self._elsewhere(places)
         for name, place in places.items():
-            place.copy_(self._kept[name], non_blocking=True)
+            place.copy_(self._kept[name] if name in self._kept else there[name], non_blocking=True)
 
     @torch.inference_mode(False)
-    def read(self, names: Collection[str], device: torch.device) -> dict[str, torch.Tensor]:
+    def read(self, names: Collection[str], device: torch.device) -> Mapping[str, torch.Tensor]:
         found = {name: self._kept[name] for name in names if name in self._kept}
-        return {name: tensor.to(device, non_blocking=True, copy=True) for name, tensor in found.items()}
+        here = {name: tensor.to(device, non_blocking=True, copy=True) for name, tensor in found.items()}
+        return here | {name: tensor.to(device) for name, tensor in self._elsewhere(names).items()}
+
+    def _elsewhere(self, names: Collection[str]) -> Mapping[str, torch.Tensor]:
+        missing = {name for name in names if name not in self._kept}
+        return self.files.read(missing, torch.device("cpu")) if missing and self.files is not None else {}
 
 
 class Shelf:
@@ -193,25 +238,3 @@ def _put(owner: torch.nn.Module, leaf: str, tensor: torch.Tensor) -> None:
         owner._parameters[leaf] = torch.nn.Parameter(tensor, requires_grad=False)
     else:
         owner._buffers[leaf] = tensor
-
-
-def trim() -> None:
-    """Gives freed memory back: glibc and torch's allocator for CUDA keep it otherwise, out of others' reach."""
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
-    if sys.platform == "linux" and (libc := _glibc()):
-        libc.malloc_trim(0)
-
-
-def return_at_once(beyond: int = SMALL) -> None:
-    """From now on every block of `beyond` bytes goes back to the system when it is freed, and leaves no hole in the
-    heap. glibc raises its own limit with what is freed: then weights that have gone leave holes which
-    nothing fits, a fifth of what they took. Each such block costs page faults, so what computes all the time is left
-    to the heap."""
-    if sys.platform == "linux" and (libc := _glibc()):
-        libc.mallopt(MMAP_THRESHOLD, beyond)
-
-
-def _glibc() -> Any | None:
-    libc = ctypes.CDLL(None)
-    return libc if hasattr(libc, "malloc_trim") and hasattr(libc, "mallopt") else None

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
+from candela.checkpoints.exhausted import ran_out
+from candela.engine.heap import LARGE, return_at_once, trim
 from candela.engine.ladder import Placement, Rung, below
-from candela.engine.placing import LARGE, Shelf, return_at_once, trim
+from candela.engine.placing import Shelf
 
 
 class Residency(Protocol):
@@ -51,7 +53,7 @@ class Placed:
         if component in self.shelves or (placement is Placement.STREAMED and not self.rung.kept):
             for name, shelf in self.shelves.items():
                 if name != component:
-                    shelf.away()
+                    _put_away(shelf)
         if component in self.shelves:
             shelf = self.shelves[component]
             if placement is Placement.RELEASED:
@@ -70,9 +72,9 @@ class Placed:
             self.shelves[component].reach(module)
 
     def leave(self) -> None:
-        """Everything that can be is away, until it is needed again."""
+        """Everything that can be is away, until it is needed again: what main memory has no room for stays."""
         for shelf in self.shelves.values():
-            shelf.away()
+            _put_away(shelf)
         trim()
 
     def step_down(self, stage: str) -> Rung | None:
@@ -90,3 +92,12 @@ class Placed:
     @property
     def sizes(self) -> dict[str, int]:
         return {name: shelf.bytes for name, shelf in self.shelves.items()}
+
+
+def _put_away(shelf: Shelf) -> None:
+    """What main memory has no room for stays: whether there is room for the rest, the stage finds out."""
+    try:
+        shelf.away()
+    except Exception as error:
+        if not ran_out(error):
+            raise

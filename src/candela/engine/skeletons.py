@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from candela.checkpoints import Checkpoint, Components, Part, part_class
-from candela.checkpoints.assembling import default_dtype
+from candela.checkpoints.building import default_dtype, without_memory
 from candela.checkpoints.contents import Found
 from candela.checkpoints.filling import empty
 from candela.checkpoints.loading import load_component
@@ -29,8 +29,8 @@ from candela.families import Family
 if TYPE_CHECKING:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-# Whoever builds classes without memory changes what every thread's classes are built of (accelerate does it for the
-# whole process), so one at a time.
+# Where the libraries have to load a component themselves they set the whole process's default precision, so one at a
+# time.
 BUILDING = threading.RLock()
 ROTATION = 256  # the width that int8 files are turned in, and so the most that making them dense may take
 
@@ -104,10 +104,8 @@ def _has_weights(part: Part, name: str) -> bool:
 
 
 def _empty(part: Part, name: str) -> Any:
-    from accelerate import init_empty_weights
-
     cls = part_class(part, name)
-    with init_empty_weights():
+    with without_memory():
         if part.library == "diffusers":
             return cls.from_config(part.config)
         return cls(cls.config_class.from_dict(part.config))

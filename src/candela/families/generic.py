@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from candela.checkpoints import Checkpoint, Components, Part, part_class
+from candela.checkpoints.exhausted import ran_out
 from candela.errors import CandelaError, CandelaWarning, GenerationError, InvalidRequest, MismatchedModel
 from candela.families.base import Conditioning, Defaults, Family, Predictor
 from candela.families.decoders import DECODERS, Reached, decoder_of, left_at, picture, spatial_factor
@@ -361,10 +362,10 @@ class Generic(Family):
                 self._refuse_size(
                     other.size, width, height, self._settled(components, arguments, other.size, on_progress)
                 )
-            except (CandelaError, MemoryError, torch.OutOfMemoryError):
+            except CandelaError:
                 raise
             except Exception as error:
-                if error is bars.raised or "can't allocate memory" in str(error):
+                if error is bars.raised or ran_out(error):
                     raise
                 if isinstance(error, (ImportError, NameError)):  # the latter where the import was optional: ftfy
                     raise MismatchedModel(f"{self.name} needs a Python package that is missing: {error}") from error
