@@ -3,8 +3,9 @@
 Both download the same repository, of random bytes, from the tests' hub on this machine into a folder of the same
 layout: huggingface_hub over HTTP (HF_HUB_DISABLE_XET=1) and, from benchmarks/xet_storage.py, by hf-xet. Measured is
 what happens to somebody who downloads 20 GB: killed and started again, interrupted, a broken connection, a bit that
-flips on the way, eight at once, a full disk, a file of one's own in the way; and then speed and memory. "sent" is what
-the servers sent altogether, as a multiple of the repository: 1.0 is every byte once.
+flips on the way, eight at once, a full disk, a file of one's own in the way, a hub that is silent or wants to be left
+alone; and then speed and memory. "sent" is what the servers sent altogether, as a multiple of the repository: 1.0 is
+every byte once.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import os
 import platform
 import shutil
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -30,6 +32,7 @@ from benchmarks.xet_storage import Storage
 from tests.install.conftest import LUMINA, ROOT, write_lumina
 from tests.install.hub import Hub
 
+PATIENCE = 30.0  # seconds, until what should have ended is stopped
 LARGE = "transformer/diffusion_pytorch_model.safetensors"
 THEIRS = """
 import sys
@@ -65,7 +68,8 @@ class Side:
     def start(self, home: Path, url: str, measured: bool = False) -> subprocess.Popen[str]:
         variables = {
             "PATH": os.environ["PATH"], "HOME": str(home), "CANDELA_HOME": str(home / "data"), "HF_ENDPOINT": url,
-            "HF_HUB_DOWNLOAD_TIMEOUT": "10", "NO_PROXY": "*", "COLUMNS": "200", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "HF_HUB_DOWNLOAD_TIMEOUT": "2", "HF_HUB_ETAG_TIMEOUT": "2", "NO_PROXY": "*", "COLUMNS": "400",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "HF_HUB_DISABLE_XET": "" if self.xet else "1",
         }  # fmt: skip
         command = [sys.executable, "-m", "tests.install.shell", "install", "lumina-image-2", "--yes", "--comfyui",
@@ -117,18 +121,27 @@ class World:
         return (folder / LARGE).read_bytes() == (self.repository / LARGE).read_bytes()
 
     def left_over(self, side: Side, home: Path) -> int:
-        """Bytes below `home` that are neither the model nor small."""
-        model = set(self.repository.rglob("*.safetensors"))
-        names = {path.name for path in model}
-        return sum(p.stat().st_size for p in home.rglob("*") if p.is_file() and p.stat().st_size > 1e6
-                   and not (p.name in names and p.is_relative_to(side.models(home))))  # fmt: skip
+        """Bytes on the disk, below `home`, of what is neither the model nor small."""
+        names = {path.name for path in self.repository.rglob("*.safetensors")}
+        found = [p for p in home.rglob("*") if p.is_file() and not (
+            p.name in names and p.is_relative_to(side.models(home)))]  # fmt: skip
+        sizes = [min(p.stat().st_size, 512 * p.stat().st_blocks) for p in found]
+        return sum(size for size in sizes if size > 1e6)
 
 
-def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
-    """-> exit code, the last line of what it said."""
-    output, _ = process.communicate(timeout=600)
-    lines = [line for line in output.splitlines() if line.strip() and not line.startswith("PEAK")]
-    return process.returncode, lines[-1].strip()[:300] if lines else ""
+def finish(process: subprocess.Popen[str], patience: float = 600) -> tuple[int | str, str]:
+    """-> exit code, the last thing that it said."""
+    code: int | str
+    try:
+        output, _ = process.communicate(timeout=patience)
+        code = process.returncode
+    except subprocess.TimeoutExpired:
+        process.kill()
+        output, _ = process.communicate()
+        code = f"still running after {patience:g} s"
+    lines = [line.strip()[:300] for line in output.splitlines() if line.strip()]
+    told = [line for line in lines if line.startswith("candela: ")]
+    return code, (told or lines or [""])[-1]
 
 
 @contextlib.contextmanager
@@ -152,9 +165,10 @@ def stopped(world: World, side: Side, how: signal.Signals) -> dict[str, object]:
         process = side.start(home, world.hub.url)
         while world.sent - before < world.total / 2 and process.poll() is None:
             time.sleep(0.005)
+        world.hub.speed = world.storage.speed = int(world.total / 100)  # what is left would take most of a minute
         began = time.monotonic()
         process.send_signal(how)
-        code, _ = finish(process)
+        code, _ = finish(process, PATIENCE)
         took = time.monotonic() - began
     time.sleep(0.1)
     first = world.sent - before
@@ -190,10 +204,10 @@ def flipped_bit(world: World, side: Side) -> dict[str, object]:
 
 def eight_at_once(world: World, side: Side) -> dict[str, object]:
     home, before = world.home(), world.sent
-    with world.slow(200e6):
+    with world.slow(40e6):
         processes = [side.start(home, world.hub.url) for _ in range(8)]
-        codes = [finish(process)[0] for process in processes]
-    return {"exits": sorted(set(codes)), "sent": world.times(world.sent - before), "good": world.good(side, home)}
+        codes = {finish(process)[0] for process in processes}
+    return {"exits": sorted(map(str, codes)), "sent": world.times(world.sent - before), "good": world.good(side, home)}
 
 
 def full_disk(world: World, side: Side) -> dict[str, object]:
@@ -232,6 +246,21 @@ def in_the_way(world: World, side: Side) -> dict[str, object]:
     return {"exit": code, "kept": own.read_bytes() == b"mine", "said": said}
 
 
+def silent_hub(world: World, side: Side) -> dict[str, object]:
+    """It takes the connection, and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        code, said = finish(side.start(world.home(), url), PATIENCE)
+    return {"exit": code, "said": said}
+
+
+def wait_an_hour(world: World, side: Side) -> dict[str, object]:
+    world.hub.fault("status", "api/*", status=429, headers={"Retry-After": "3600"})
+    code, said = finish(side.start(world.home(), world.hub.url), PATIENCE)
+    world.hub.faults.clear()
+    return {"exit": code, "said": said}
+
+
 def speed(world: World, pairs: int) -> dict[str, object]:
     """Of the whole command, its start included; who is first changes."""
     seconds: dict[str, list[float]] = {side.name: [] for side in SIDES}
@@ -264,6 +293,8 @@ def measure(place: Path, megabytes: int, pairs: int) -> dict[str, object]:
         "a bit that flips on the way": flipped_bit,
         "a disk that fills up, then again": full_disk,
         "a file of one's own in the way": in_the_way,
+        "a hub that never answers": silent_hub,
+        "a hub that asks to wait an hour": wait_an_hour,
     }
     result: dict[str, object] = {
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",

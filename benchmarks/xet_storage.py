@@ -52,8 +52,9 @@ def read_xorb(path: Path) -> Xorb:
     content = path.read_bytes()
     at = chunks = unpacked = 0
     while not content.startswith(XORB_FOOTER, at):
-        at, unpacked = at + 8 + int.from_bytes(content[at + 1 : at + 4], "little"), unpacked + int.from_bytes(
-            content[at + 5 : at + 8], "little"
+        at, unpacked = (
+            at + 8 + int.from_bytes(content[at + 1 : at + 4], "little"),
+            unpacked + int.from_bytes(content[at + 5 : at + 8], "little"),
         )
         chunks += 1
     if at < unpacked:

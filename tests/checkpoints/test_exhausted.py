@@ -12,6 +12,8 @@ from candela.checkpoints.exhausted import ran_out
 from candela.checkpoints.loading import _library_errors
 from candela.errors import DamagedFile
 
+AcceleratorError = getattr(torch, "AcceleratorError", RuntimeError)  # since torch 2.8
+
 # As the libraries say it.
 EXHAUSTED = [
     MemoryError(),
@@ -21,8 +23,8 @@ EXHAUSTED = [
     RuntimeError("[enforce fail at alloc_cpu.cpp:131] err == 0. DefaultCPUAllocator: can't allocate memory: you tried "
                  "to allocate 400000000000 bytes. Error code 12 (Cannot allocate memory)"),
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
-    getattr(torch, "AcceleratorError", RuntimeError)("CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA` to enable device-side "
-                           "assertions.", 2),
+    AcceleratorError("CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA` to enable device-side "
+                     "assertions.", 2),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
 ]  # fmt: skip

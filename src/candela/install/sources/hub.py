@@ -41,7 +41,7 @@ def hub_headers() -> dict[str, str]:
     except Exception as error:  # of many kinds, some of them already at the import
         raise SourceError(
             f"huggingface_hub refuses its settings ({type(error).__name__}: {str(error)[:200]}). HF_HUB_ETAG_TIMEOUT "
-            "and HF_HUB_DOWNLOAD_TIMEOUT are whole seconds, and the token is text: in HF_TOKEN, or kept by hf auth login"
+            "and HF_HUB_DOWNLOAD_TIMEOUT are whole seconds; the token, in HF_TOKEN or kept by hf auth login, is text"
         ) from error
     if not re.fullmatch("(Bearer [!-~]+)?", headers.get("authorization", "")):
         raise SourceError(
