@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-soak test-cuda test-comfyui fuzz lint bench bench-download bench-start check-demo check-layouts train-demo clean
+.PHONY: demo test test-oldest test-soak test-cuda test-comfyui fuzz lint bench bench-download bench-start check-demo check-layouts train-demo clean
 
 demo: $(READY)
 	$(BIN)/candela generate \
@@ -19,6 +19,15 @@ PARALLEL := -n auto --maxprocesses 8 --dist worksteal
 
 test: $(READY)
 	$(BIN)/python -m pytest $(PARALLEL)
+
+# The same on the oldest versions that pyproject.toml allows, all at once, in an environment of its own (torch from the
+# package index is a CUDA build there: 6 GB).
+OLDEST := build/oldest
+test-oldest:
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' | sed 's/>=/==/' > $(OLDEST)/oldest.txt
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(OLDEST)/oldest.txt -e '.[dev]'
+	$(OLDEST)/bin/python -m pytest $(PARALLEL)
 
 # What goes on for minutes: installers killed at random moments (SEED=... repeats them).
 test-soak: $(READY)
