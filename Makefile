@@ -59,9 +59,11 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/candela bench --suite cpu
 
-# A verified download against curl's, from one server on this machine; 5 GB of disk for a minute.
+# A verified download against curl's, from one server on this machine; then what `candela install` does beside
+# huggingface_hub where something goes wrong. 5 GB of disk for some minutes.
 bench-download: $(READY)
 	$(BIN)/python -m benchmarks.download
+	$(BIN)/python -m benchmarks.downloaders
 
 # Loading a 2 GB folder against diffusers, and the way from the command to the picture; 5 GB of disk for minutes.
 bench-start: $(READY)

@@ -321,6 +321,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the files lie meanwhile (default: the system's)")
     parser.add_argument("--out", type=Path, help="a JSON file for the result, which is printed otherwise")
     args = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # started in the background, it would be ignored below
     with tempfile.TemporaryDirectory(dir=args.folder) as place:
         result = json.dumps(measure(Path(place), args.size, args.pairs), indent=1)
     if args.out:
