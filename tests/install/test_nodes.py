@@ -180,8 +180,9 @@ def test_a_conflict_names_both_requirements_and_changes_nothing(comfyui, index, 
     before, was = listing(comfyui), times(comfyui)
     with pytest.raises(Conflict) as caught:
         plan(comfyui)
-    assert f"{name} requires transformers<5; Candela requires transformers>=5.18; installed: transformers 4.57.1" in str(
-        caught.value
+    assert (
+        f"{name} requires transformers<5; Candela requires transformers>=5.18; installed: transformers 4.57.1"
+        in str(caught.value)
     )
     assert "Nothing was changed" in str(caught.value)
     assert listing(comfyui) == before and times(comfyui) == was
