@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-soak test-cuda test-comfyui fuzz lint bench bench-download bench-start check-demo check-layouts train-demo clean
+.PHONY: demo test test-oldest test-soak test-cuda test-comfyui fuzz lint bench bench-download bench-start check-demo check-layouts train-demo clean
 
 demo: $(READY)
 	$(BIN)/candela generate \
@@ -19,6 +19,15 @@ PARALLEL := -n auto --maxprocesses 8 --dist worksteal
 
 test: $(READY)
 	$(BIN)/python -m pytest $(PARALLEL)
+
+# The same on the oldest versions that pyproject.toml allows, all at once, in an environment of its own (torch from the
+# package index is a CUDA build there: 6 GB).
+OLDEST := build/oldest
+test-oldest:
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' | sed 's/>=/==/' > $(OLDEST)/oldest.txt
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(OLDEST)/oldest.txt -e '.[dev]'
+	$(OLDEST)/bin/python -m pytest $(PARALLEL)
 
 # What goes on for minutes: installers killed at random moments (SEED=... repeats them).
 test-soak: $(READY)
@@ -50,9 +59,11 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/candela bench --suite cpu
 
-# A verified download against curl's, from one server on this machine; 5 GB of disk for a minute.
+# A verified download against curl's, from one server on this machine; then what `candela install` does beside
+# huggingface_hub where something goes wrong. 5 GB of disk for some minutes.
 bench-download: $(READY)
 	$(BIN)/python -m benchmarks.download
+	$(BIN)/python -m benchmarks.downloaders
 
 # Loading a 2 GB folder against diffusers, and the way from the command to the picture; 5 GB of disk for minutes.
 bench-start: $(READY)

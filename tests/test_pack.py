@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.metadata
 import json
+import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
 import candela
+from candela.comfyui import OLDEST_TORCH, comfy_entrypoint
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -25,6 +30,23 @@ def test_requirements_are_the_package_s_own_without_torch():
     listed = {line for line in lines if line and not line.startswith("#")}
     own = set(PROJECT["project"]["dependencies"])
     assert listed == {name for name in own if name.split(">")[0] not in BROUGHT_BY_COMFYUI}
+
+
+@pytest.mark.parametrize("version", ["2.7.1+cu128", "1.13.0"])
+def test_a_torch_that_is_too_old_is_told_when_comfyui_starts(version, monkeypatch):
+    """requirements.txt does not name it, so pip cannot."""
+    monkeypatch.setattr(importlib.metadata, "version", {"torch": version}.__getitem__)
+    with pytest.raises(candela.InstallError, match=f"need torch {OLDEST_TORCH} or newer; .* has {re.escape(version)}"):
+        asyncio.run(comfy_entrypoint())
+    monkeypatch.setattr(importlib.metadata, "version", {"torch": f"{OLDEST_TORCH}.0a0+git"}.__getitem__)
+    with pytest.raises(ImportError, match="comfy_api"):  # that comes next, and is ComfyUI's
+        asyncio.run(comfy_entrypoint())
+
+
+def test_the_oldest_torch_is_the_same_everywhere():
+    assert f"torch>={OLDEST_TORCH}" in PROJECT["project"]["dependencies"]
+    for name in ("requirements.txt", "README.md"):
+        assert f"torch {OLDEST_TORCH} or" in (ROOT / name).read_text().replace("\n# ", " ").replace("\n", " "), name
 
 
 def test_registry_metadata():

@@ -18,6 +18,7 @@ from tests.attacks.files import ATTACKS, OK, Attack, model_of, written
 SECONDS = 2.0  # of processor time: other processes are not the file's fault, nor is a slow machine (see `pace`)
 BYTES = 300_000_000  # of a whole process that identifies; beyond what its modules take of one that loads
 PATIENCE = 12.0  # seconds by the clock, until it counts as a hang
+STARTING = 180.0  # the same for a process's first answer: on a busy machine, a CUDA build of torch takes long to import
 
 
 class Worker:
@@ -26,6 +27,7 @@ class Worker:
     def __init__(self, what: str):
         self.what = what
         self.process: subprocess.Popen[str] | None = None
+        self.patience = STARTING
 
     def start(self, argument: str) -> None:
         if self.process is None:
@@ -40,18 +42,19 @@ class Worker:
 
     def result(self) -> dict[str, Any]:
         assert self.process and self.process.stdout
-        ready, _, _ = select.select([self.process.stdout], [], [], PATIENCE)
+        ready, _, _ = select.select([self.process.stdout], [], [], self.patience)
         line = self.process.stdout.readline() if ready else ""
         if not line:
             self.close()
             pytest.fail(f"it {'dies of' if ready else 'hangs at'} {self.what}")
+        self.patience = PATIENCE
         return json.loads(line)
 
     def close(self) -> None:
         if self.process is not None:
             self.process.kill()
             self.process.communicate()
-            self.process = None
+            self.process, self.patience = None, STARTING
 
 
 @pytest.fixture(scope="module")

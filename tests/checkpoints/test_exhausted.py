@@ -13,6 +13,8 @@ from candela.checkpoints.loading import _library_errors
 from candela.engine.memory import mapped
 from candela.errors import DamagedFile, OutOfMemory
 
+AcceleratorError = getattr(torch, "AcceleratorError", RuntimeError)  # since torch 2.8
+
 # As the libraries say it.
 EXHAUSTED = [
     MemoryError(),
@@ -22,8 +24,8 @@ EXHAUSTED = [
     RuntimeError("[enforce fail at alloc_cpu.cpp:131] err == 0. DefaultCPUAllocator: can't allocate memory: you tried "
                  "to allocate 400000000000 bytes. Error code 12 (Cannot allocate memory)"),
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
-    torch.AcceleratorError("CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA` to enable device-side "
-                           "assertions.", 2),
+    AcceleratorError("CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA` to enable device-side "
+                     "assertions.", 2),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
     RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),

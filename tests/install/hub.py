@@ -72,6 +72,7 @@ class Hub:
         speed: bytes of bodies per second, all together; 0 is as fast as it goes.
         expiry: seconds for which a signed link is good.
         page: entries in a page of the API's tree.
+        xet: sha256 of a file -> its hash in the xet storage at `cas`, for clients that speak xet.
         sent: name -> bytes of body that went out. Use `bodies` for the files' alone.
         requests: (method, name, Range header) in order.
         most_connections: at one time.
@@ -86,6 +87,8 @@ class Hub:
         self.gated: set[str] = set()
         self.renamed: dict[str, str] = {}
         self.ranges, self.speed, self.expiry, self.page = True, 0, 3600.0, 5
+        self.xet: dict[str, str] = {}
+        self.cas = ""
         self.sent: Counter[str] = Counter()
         self.requests: list[tuple[str, str, str]] = []
         self.most_connections = 0

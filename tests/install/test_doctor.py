@@ -203,7 +203,7 @@ def test_packages_that_comfyui_s_python_lacks(comfyui, monkeypatch, tmp_path):
     found = lines(comfyui)
     line = found["its packages"]
     assert line.state == "failed" and line.remedy == f"candela install demo --comfyui {comfyui}"
-    assert "Candela requires transformers>=5 (4.57.1)" in line.text
+    assert "Candela requires transformers>=5.18 (4.57.1)" in line.text
     assert "Candela requires diffusers>=0.42 (not installed)" in line.text
     assert found["its torch"].state == "failed", "a torch of two lines cannot compute"
 

@@ -118,9 +118,9 @@ def test_an_upgrade_is_planned_by_both_versions_and_taken_back(comfyui, index):
     before = listing(site_of(comfyui))
     planned = plan(comfyui)
     assert planned.packages.upgraded == {"transformers": "4.57.1"}
-    assert planned.packages.versions["transformers"] == "5"
+    assert planned.packages.versions["transformers"] == "5.18"
     install_nodes(planned)
-    assert installed(comfyui)["transformers"] == "5"
+    assert installed(comfyui)["transformers"] == "5.18"
     assert recorded().upgraded == {"transformers": "4.57.1"}
     remove_nodes(recorded())
     after = listing(site_of(comfyui))
@@ -133,22 +133,22 @@ def test_an_upgrade_is_planned_by_both_versions_and_taken_back(comfyui, index):
 def test_what_an_earlier_pack_brought_and_a_later_one_upgraded_goes_for_good(comfyui, index):
     before = listing(comfyui)
     install_nodes(plan(comfyui))
-    wheel(index, "gguf", "0.18")
+    wheel(index, "gguf", "0.20")
     (comfyui / "custom_nodes/candela/LICENSE").unlink()
-    install_nodes(replace(plan(comfyui), packages=Packages({"gguf": "0.18"}, {"gguf": "0.17"})))
-    assert installed(comfyui)["gguf"] == "0.18" and recorded().upgraded == {}
+    install_nodes(replace(plan(comfyui), packages=Packages({"gguf": "0.20"}, {"gguf": "0.19"})))
+    assert installed(comfyui)["gguf"] == "0.20" and recorded().upgraded == {}
     remove_nodes(recorded())
     assert listing(comfyui) == before
 
 
 def test_an_older_version_that_is_offered_no_more_stays_as_it_is_and_so_does_what_it_needs(comfyui, index):
-    wheel(index, "transformers", "5", "typer")
+    wheel(index, "transformers", "5.18", "typer")
     give(site_of(comfyui), "transformers", "4.57.1")
     install_nodes(plan(comfyui))
     needed = remove_nodes(recorded()).needed
     assert needed.keys() == {"transformers", "typer"}
-    assert "transformers 4.57.1 cannot be put back: pip's package index has only 5 of" in needed["transformers"]
-    assert needed["typer"] == "transformers 5 requires typer"
+    assert "transformers 4.57.1 cannot be put back: pip's package index has only 5.18 of" in needed["transformers"]
+    assert needed["typer"] == "transformers 5.18 requires typer"
     assert not read_manifest().nodes and "diffusers" not in installed(comfyui)
 
 
@@ -163,7 +163,7 @@ def test_an_index_that_cannot_be_reached_when_removing_is_told_and_removing_goes
         offline.setenv("PIP_RETRIES", "1")
         with pytest.raises(SourceError, match="cannot reach its package index"):
             remove_nodes(recorded())
-    assert installed(comfyui)["transformers"] == "5" and recorded().upgraded
+    assert installed(comfyui)["transformers"] == "5.18" and recorded().upgraded
     remove_nodes(recorded())
     assert installed(comfyui)["transformers"] == "4.57.1" and not read_manifest().nodes
 
@@ -182,8 +182,9 @@ def test_a_conflict_names_both_requirements_and_changes_nothing(comfyui, index, 
     before, was = listing(comfyui), times(comfyui)
     with pytest.raises(Conflict) as caught:
         plan(comfyui)
-    assert f"{name} requires transformers<5; Candela requires transformers>=5; installed: transformers 4.57.1" in str(
-        caught.value
+    assert (
+        f"{name} requires transformers<5; Candela requires transformers>=5.18; installed: transformers 4.57.1"
+        in str(caught.value)
     )
     assert "Nothing was changed" in str(caught.value)
     assert listing(comfyui) == before and times(comfyui) == was
@@ -222,7 +223,7 @@ def test_an_index_that_cannot_be_reached_is_no_conflict(comfyui, monkeypatch):
 
 def test_an_index_without_a_package_is_told_with_its_name(comfyui, tmp_path):
     own_wheels(tmp_path / "index", without="gguf")
-    with pytest.raises(SourceError, match=r"no version at all of gguf>=0\.17.*PIP_NO_INDEX"):
+    with pytest.raises(SourceError, match=r"no version at all of gguf>=0\.19.*PIP_NO_INDEX"):
         plan(comfyui)
 
 
@@ -254,8 +255,8 @@ def test_without_any_pip_the_message_says_how_to_get_one(comfyui, index, monkeyp
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"torch": "2.4.1"}, r"Candela requires torch>=2\.6; torch 2\.4\.1 is installed in ComfyUI's Python"),
-        ({"torch": None}, r"Candela requires torch>=2\.6; there is no torch in ComfyUI's Python.*Does ComfyUI start\?"),
+        ({"torch": "2.4.1"}, r"Candela requires torch>=2\.8; torch 2\.4\.1 is installed in ComfyUI's Python"),
+        ({"torch": None}, r"Candela requires torch>=2\.8; there is no torch in ComfyUI's Python.*Does ComfyUI start\?"),
         ({"numpy": "1.24"}, r"Candela requires numpy>=1\.26; numpy 1\.24 is installed.*Candela never changes it"),
     ],
 )

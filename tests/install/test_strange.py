@@ -121,24 +121,24 @@ BODIES = {
 def test_a_listing_that_is_none(name, server):
     server.says(TREE, BODIES[name])
     with pytest.raises(SourceError, match="does not answer as the hub does") as told:
-        Hub(server.url, None).files("a/b")
+        Hub(server.url, {}).files("a/b")
     str(told.value).encode()
 
 
 def test_a_listing_that_has_more_than_it_may(server):
     server.says(TREE, b" " * 64_000_001)
     with pytest.raises(SourceError, match="more than 64 MB"):
-        Hub(server.url, None).files("a/b")
+        Hub(server.url, {}).files("a/b")
 
 
 def test_an_answer_that_was_compressed_unasked(server):
     packed = gzip.compress(json.dumps([ENTRY]).encode())
     server.says(TREE, packed, {"Content-Encoding": "gzip"})
-    assert [remote.path for remote in Hub(server.url, None).files("a/b")] == ["config.json"]
+    assert [remote.path for remote in Hub(server.url, {}).files("a/b")] == ["config.json"]
     for damaged in (packed[:-8] + b"01234567", b"no gzip at all"):
         server.says(TREE, damaged, {"Content-Encoding": "gzip"})
         with pytest.raises(SourceError, match="cannot be decompressed"):
-            Hub(server.url, None).files("a/b")
+            Hub(server.url, {}).files("a/b")
 
 
 def test_a_connection_that_breaks_inside_an_answer_is_tried_again(server):
@@ -150,10 +150,10 @@ def test_a_connection_that_breaks_inside_an_answer_is_tried_again(server):
         (200, {"Transfer-Encoding": "chunked"}, chunked + text + b"\r\n0\r\n\r\n"),
     ]
     server.answers[TREE] = lambda: answers.pop(0)
-    assert [remote.path for remote in Hub(server.url, None).files("a/b")] == ["config.json"]
+    assert [remote.path for remote in Hub(server.url, {}).files("a/b")] == ["config.json"]
     server.answers[TREE] = lambda: (200, {"Transfer-Encoding": "chunked"}, chunked + text[:9])
     with pytest.raises(Temporary, match="broke off"):
-        Hub(server.url, None).files("a/b")
+        Hub(server.url, {}).files("a/b")
 
 
 @pytest.mark.parametrize("link", ["http://[x", "{tree}", "?page={n}", "file:///etc/passwd", "http://127.0.0.1:99999/"])
@@ -167,7 +167,7 @@ def test_a_next_page_that_is_none(link, server, monkeypatch):
 
     server.answers[TREE] = page
     with pytest.raises(SourceError):
-        Hub(server.url, None).files("a/b")
+        Hub(server.url, {}).files("a/b")
     assert len(server.seen) <= 22
 
 
@@ -175,7 +175,7 @@ def test_a_next_page_that_is_none(link, server, monkeypatch):
 def test_a_time_to_wait_that_is_none(after, server):
     server.says(TREE, b"", {"Retry-After": after}, 503)
     with pytest.raises(SourceError, match=r"503|left alone"):
-        Hub(server.url, None).files("a/b")
+        Hub(server.url, {}).files("a/b")
 
 
 def test_a_length_that_is_none(server):
@@ -189,7 +189,7 @@ def test_a_length_that_is_none(server):
 def test_a_redirect_to_nowhere(to, end, server):
     server.says("/file", b"", {"Location": to}, 302)
     remote = Remote("a/b", "x", "file", 5, f"{server.url}/file")
-    with pytest.raises(SourceError, match="address"), Hub(server.url, None).open(remote, 0, end):
+    with pytest.raises(SourceError, match="address"), Hub(server.url, {}).open(remote, 0, end):
         pass
 
 
@@ -220,37 +220,36 @@ def test_a_comfyui_that_is_none(name):
     assert "--comfyui DIR" in str(told.value)
 
 
-def test_the_token_without_its_library(tmp_path, server, monkeypatch):
-    """HF_HUB_DOWNLOAD_TIMEOUT=7.5 makes the import of huggingface_hub fail."""
-    monkeypatch.setenv("HF_ENDPOINT", server.url)
-    monkeypatch.setenv("HOME", str(tmp_path))
+ASK = "from candela.install.sources import open_source; open_source().files('a/b')"
+
+
+def test_the_token_that_the_hub_s_own_library_finds(tmp_path, server, monkeypatch):
+    """Kept in a file, or in the environment; and nothing else is asked for on the way."""
     server.says(TREE, [ENTRY])
-
-    def sent() -> str | None:
-        server.seen.clear()
-        open_source().files("a/b")
-        return server.seen[0][1]
-
-    assert sent() is None
-    for folder, variable, value in [
-        (".cache/huggingface", "", ""), ("hf", "HF_HOME", tmp_path / "hf"), ("", "HF_TOKEN_PATH", tmp_path / "token"),
-    ]:  # fmt: skip
-        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
-        (tmp_path / folder / "token").write_text(f" hf_{len(folder)}\n")
-        if variable:
-            monkeypatch.setenv(variable, str(value))
-        assert sent() == f"Bearer hf_{len(folder)}"
-    monkeypatch.setenv("HUGGING_FACE_HUB_TOKEN", "hf_old")
-    assert sent() == "Bearer hf_old"
+    (tmp_path / "token").write_text(" hf_kept\n")
+    environment = {"PATH": os.environ["PATH"], "HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path), "NO_PROXY": "*"}
+    subprocess.run([sys.executable, "-c", ASK], env=environment, cwd=ROOT, check=True)
+    assert server.seen[0] == ("/api/models/a/b/revision/main", "Bearer hf_kept")
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
     monkeypatch.setenv("HF_TOKEN", "hf_new\n")
-    assert sent() == "Bearer hf_new"
+    server.seen.clear()
+    open_source().files("a/b")
+    assert {sent for _, sent in server.seen} == {"Bearer hf_new"}
     monkeypatch.setenv("HF_TOKEN", "hf_se cret")
     with pytest.raises(SourceError, match="HF_TOKEN") as told:
         open_source()
     assert "cret" not in str(told.value)
-    loaded = "import sys, candela.install.sources as s; s.open_source(); print('huggingface_hub' in sys.modules)"
-    environment = {**os.environ, "HF_HUB_DOWNLOAD_TIMEOUT": "7.5", "HF_TOKEN": "x"}
-    assert subprocess.check_output([sys.executable, "-c", loaded], env=environment, text=True, cwd=ROOT) == "False\n"
+
+
+def test_settings_that_the_hub_s_own_library_refuses(tmp_path, server):
+    """It reads them when it is imported."""
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "HF_HUB_DOWNLOAD_TIMEOUT": "7.5"}
+    command = [sys.executable, "-m", "candela", "install", "lumina-image-2", "--yes", "--comfyui", "none"]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "'7.5'" in done.stderr and "HF_HUB_DOWNLOAD_TIMEOUT" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert content(tmp_path) == {}
 
 
 def test_name_and_password_go_to_their_server_only(server, monkeypatch):
@@ -284,7 +283,7 @@ def test_name_and_password_go_to_their_server_only(server, monkeypatch):
 
 def test_a_token_does_not_leave_tls():
     """Not for http, not for another port; a redirect from http to https does not bring it either."""
-    session = web.Web("hf_secret", "https://hub.example")
+    session = web.Web({"authorization": "Bearer hf_secret"}, "https://hub.example")
     for url, sent in (
         ("https://hub.example/x", True), ("https://HUB.example:443/x", True), ("http://hub.example/x", False),
         ("https://hub.example:8443/x", False), ("https://hub.example.org/x", False),

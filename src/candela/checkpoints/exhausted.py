@@ -9,8 +9,8 @@ import torch
 
 # The loader of libraries, torch on the CPU, oneDNN, C++, threads that cannot be given a stack, and the system itself;
 # the driver, which torch.AcceleratorError quotes (torch's own allocator has an error of its own), and what cannot take
-# memory by it: locking (cudaHostAlloc) and NVIDIA's libraries. ROCm says the same of HIP. accelerate (should_reduce_batch_size) and
-# ComfyUI (is_oom) ask for some of them.
+# memory by it: locking (cudaHostAlloc) and NVIDIA's libraries. ROCm says the same of HIP. accelerate
+# (should_reduce_batch_size) and ComfyUI (is_oom) ask for some of them.
 SIGNS = ("can't allocate memory", "could not create a memory", "could not create a primitive", "bad_alloc",
          "can't start new thread", "Cannot allocate memory", "failed to map segment", "CUDA error: out of memory",
          "HIP error: out of memory", "CUDA out of memory", "MPS backend out of memory", "CUBLAS_STATUS_ALLOC_FAILED",

@@ -27,7 +27,7 @@ def load_tokenizer(path: Path) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
         in_model = (path.parent / "model_index.json").is_file()
     elif path.suffix.lower() == ".gguf":
-        tokenizer = _of_gguf(path).from_pretrained(path.parent, gguf_file=path.name, **options)
+        tokenizer = _from_gguf(path, options)
         in_model = False
     else:
         tokenizer = _from_sentencepiece(path)
@@ -37,16 +37,23 @@ def load_tokenizer(path: Path) -> Any:
     return tokenizer
 
 
-def _of_gguf(path: Path) -> Any:
+def _from_gguf(path: Path, options: dict[str, bool]) -> Any:
     """The tokenizer's class by the file's architecture: AutoTokenizer would read the whole file first, for its
     configuration, and knows no Gemma 1."""
     import transformers
 
     from candela.checkpoints.headers import read_header
 
-    architecture = str(read_header(path).metadata.get("general.architecture"))
+    metadata = read_header(path).metadata
+    architecture = str(metadata.get("general.architecture"))
     classes = {"qwen3": transformers.Qwen2Tokenizer, "gemma": transformers.GemmaTokenizer}
-    return next((cls for name, cls in classes.items() if architecture.startswith(name)), transformers.AutoTokenizer)
+    cls = next((cls for name, cls in classes.items() if architecture.startswith(name)), transformers.AutoTokenizer)
+    tokenizer = cls.from_pretrained(path.parent, gguf_file=path.name, **options)
+    first = metadata.get("tokenizer.ggml.bos_token_id")
+    if metadata.get("tokenizer.ggml.add_bos_token") is True and isinstance(first, int) and first < len(tokenizer):
+        tokenizer.bos_token = tokenizer.convert_ids_to_tokens(first)  # transformers before 5.22 forgets both
+        tokenizer.add_bos_token = True
+    return tokenizer
 
 
 def _from_sentencepiece(path: Path) -> Any:

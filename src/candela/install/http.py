@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import email.utils
 import os
 import re
 import threading
-import time
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import requests
@@ -115,11 +113,13 @@ class _Session(requests.Session):
 
 
 class Web:
-    """Sessions, one per thread, that keep their connections. The name and password in `url`, or else the token, go to
-    its scheme, host and port only."""
+    """Sessions, one per thread, that keep their connections. All of `headers` (in small letters) go everywhere, but
+    for `authorization`: it, or the name and password in `url` in its place, goes to that scheme, host and port only."""
 
-    def __init__(self, token: str | None = None, url: str = ""):
-        self._token, self._origin, self._authorization = token, origin(url), f"Bearer {token}" if token else ""
+    def __init__(self, headers: Mapping[str, str], url: str):
+        self._headers = {"accept-encoding": "identity", **headers}
+        self._authorization, self._origin = self._headers.pop("authorization", ""), origin(url)
+        self._token = bool(self._authorization)
         parts = urllib.parse.urlsplit(url)
         if parts.username is not None:
             both = f"{urllib.parse.unquote(parts.username)}:{urllib.parse.unquote(parts.password or '')}"
@@ -140,7 +140,7 @@ class Web:
             raise SourceError(f"a server leads to what is no address ({_reason(error)}). {_REMEDY}") from error
         try:
             response = self._session().request(
-                method, url, headers={"Accept-Encoding": "identity", **(headers or {})}, auth=self._authorize,
+                method, url, headers={**self._headers, **(headers or {})}, auth=self._authorize,
                 stream=True, timeout=(min(timeout(), 20), timeout()), allow_redirects=away,
             )  # fmt: skip
         except requests.exceptions.SSLError as error:
@@ -331,11 +331,8 @@ def _reason(error: BaseException) -> str:
 
 def _retry_after(response: requests.Response) -> float | None:
     """Seconds that the server wants to wait: Retry-After in either form, or the hub's own RateLimit header."""
-    value = response.headers.get("Retry-After", "")
-    if value.isascii() and value.isdecimal():
-        return float(value)
-    if value:
-        with contextlib.suppress(TypeError, ValueError, OverflowError, IndexError):
-            return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    if value := response.headers.get("Retry-After"):
+        with contextlib.suppress(urllib3.exceptions.InvalidHeader, ValueError, OverflowError):
+            return urllib3.util.Retry().parse_retry_after(value)
     limit = re.search(r"\bt=(\d+)", response.headers.get("RateLimit", "")) if response.status_code == 429 else None
     return float(limit[1]) if limit else None

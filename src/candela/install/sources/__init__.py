@@ -3,7 +3,6 @@ consists of and open a file at a byte."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 from candela.errors import SourceError
 from candela.install.http import HUB, origin
 from candela.install.sources.folder import Folder
-from candela.install.sources.hub import Hub
+from candela.install.sources.hub import Hub, hub_headers
 from candela.install.sources.prefix import Prefix
 from candela.install.sources.published import PublishedSizes
 from candela.install.sources.source import MODEL_INDEX, Absent, Readable, Remote, Source, components_of
@@ -38,7 +37,7 @@ def open_source(name: str = "hub") -> Source:
         SourceError: neither of these.
     """
     if name == "hub":
-        return Hub(_address("HF_ENDPOINT", (os.environ.get("HF_ENDPOINT") or "").strip() or HUB), _token())
+        return Hub(_address("HF_ENDPOINT", (os.environ.get("HF_ENDPOINT") or "").strip() or HUB), hub_headers())
     if re.match(r"https?://", name, re.IGNORECASE):
         return Prefix(_address("--from", name))
     folder = Path(os.path.expanduser(name)).absolute()
@@ -71,18 +70,3 @@ def _shown(name: str) -> str:
     scheme, separator, rest = name.partition("://")
     shown = f"{scheme}://{rest.rpartition('@')[2]}" if separator else re.sub(r"^[^/@]*:[^/]*@", "", name)
     return shown if len(shown) <= 200 else f"{shown[:200]}... ({len(name)} characters)"
-
-
-def _token() -> str | None:
-    """As huggingface_hub finds it, whose import takes time and fails where one of its settings is not to its taste."""
-    home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
-    file = os.environ.get("HF_TOKEN_PATH") or os.path.join(home, "token")
-    token = (os.environ.get("HF_TOKEN") or "").strip() or (os.environ.get("HUGGING_FACE_HUB_TOKEN") or "").strip()
-    where = "HF_TOKEN"
-    if not token:
-        where = os.path.expanduser(file)
-        with contextlib.suppress(OSError, ValueError):  # none was kept
-            token = Path(where).read_text("utf-8").strip()
-    if token and not re.fullmatch(r"[!-~]+", token):
-        raise SourceError(f"the token in {where} has characters that no token has. Set it again, or unset it")
-    return token or None

@@ -1,15 +1,22 @@
-"""The Hugging Face hub, or a server that answers like it."""
+"""The Hugging Face hub, or a server that answers like it.
+
+Addresses, headers and the token are huggingface_hub's. Its downloads are not: they begin anew after a kill, compare
+no checksum, and go over what lies there; its listing waits for ever on a hub that does not answer.
+benchmarks/downloaders.py measures both.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import urllib.parse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import requests
 
+from candela import __version__
 from candela.checkpoints.headers import json_text
 from candela.checkpoints.published import REVISIONS
 from candela.errors import SourceError
@@ -20,15 +27,39 @@ MAX_JSON = 64_000_000  # bytes of an answer; a page of the hub's listing has 0.5
 MAX_PAGES, MAX_ENTRIES = 1000, 100_000  # of a repository's listing; the hub's pages have 1,000 entries
 
 
+def hub_headers() -> dict[str, str]:
+    """What huggingface_hub sends with each request: who asks, and the token, wherever it is kept.
+
+    Raises:
+        SourceError: it refuses one of its settings; the token is none.
+    """
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # else it asks the hub for a list of AI agents first
+    try:
+        from huggingface_hub.utils import build_hf_headers  # here, for it takes 0.1 s
+
+        headers = build_hf_headers(library_name="candela", library_version=__version__)
+    except Exception as error:  # of many kinds, some of them already at the import
+        raise SourceError(
+            f"huggingface_hub refuses its settings ({type(error).__name__}: {str(error)[:200]}). HF_HUB_ETAG_TIMEOUT "
+            "and HF_HUB_DOWNLOAD_TIMEOUT are whole seconds; the token, in HF_TOKEN or kept by hf auth login, is text"
+        ) from error
+    if not re.fullmatch("(Bearer [!-~]+)?", headers.get("authorization", "")):
+        raise SourceError(
+            "the token in HF_TOKEN, or kept by hf auth login, has characters that no token has. Set it again, or "
+            "unset it"
+        )
+    return headers
+
+
 class Hub(Source):
     """The Hugging Face hub, or a server that answers like it."""
 
     connections = 4
 
-    def __init__(self, endpoint: str, token: str | None):
+    def __init__(self, endpoint: str, headers: Mapping[str, str]):
         super().__init__()
         self.name = self._endpoint = without_userinfo(endpoint)
-        self._web, self._token = Web(token, endpoint), token
+        self._web, self._known = Web(headers, endpoint), "authorization" in headers
         self._links: dict[Remote, str] = {}
         self._listings: dict[tuple[str, str], list[Remote]] = {}
 
@@ -55,7 +86,7 @@ class Hub(Source):
 
     def _unknown(self, error: Refused) -> bool:
         """Is there no such repository? To strangers the hub says 401, since it may be a private one."""
-        return error.status == 404 or (error.status == 401 and not error.code and not self._token)
+        return error.status == 404 or (error.status == 401 and not error.code and not self._known)
 
     def _listing(self, repository: str, revision: str) -> list[Remote]:
         found: list[Remote] = []
@@ -85,9 +116,11 @@ class Hub(Source):
         Raises:
             KeyError, TypeError, AttributeError, ValueError: the entry is not as the hub's are.
         """
+        from huggingface_hub import hf_hub_url
+
         lfs, path = entry.get("lfs"), entry["path"]
         path.encode()  # JSON can hold half a character, and nothing else can
-        place = f"{self._endpoint}/{repository}/resolve/{revision}/{urllib.parse.quote(path)}"
+        place = hf_hub_url(repository, path, revision=revision, endpoint=self._endpoint)
         size, algorithm, digest = (
             (lfs["size"], "sha256", lfs["oid"]) if lfs else (entry["size"], "git-sha1", entry["oid"])
         )

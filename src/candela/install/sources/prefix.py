@@ -43,7 +43,7 @@ class Prefix(Source):
     def __init__(self, prefix: str):
         super().__init__()
         self.name = without_userinfo(prefix)
-        self._web = Web(None, prefix)
+        self._web = Web({}, prefix)
 
     def files(self, repository: str, paths: Sequence[str] = (), kind: str = "", revision: str = "") -> list[Remote]:
         if paths:
