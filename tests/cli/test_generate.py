@@ -308,7 +308,8 @@ def test_paths_go_into_a_pipe_while_progress_goes_to_the_terminal(tmp_path):
     """stderr is a terminal here, stdout a pipe, as in `candela generate ... | cat`."""
     terminal, inside = os.openpty()
     process = subprocess.Popen(
-        [*CANDELA, "generate", "a red circle", "--count", "2", "--out", str(tmp_path)],
+        # Of so many steps that the bar, which is drawn ten times a second, is seen on the way on a fast machine too.
+        [*CANDELA, "generate", "a red circle", "--count", "2", "--steps", "60", "--out", str(tmp_path)],
         stdout=subprocess.PIPE, stderr=inside, text=True,
     )  # fmt: skip
     os.close(inside)

@@ -192,12 +192,12 @@ def test_a_conflict_names_both_requirements_and_changes_nothing(comfyui, index, 
 
 
 def test_a_conflict_of_what_a_requirement_needs_names_that(comfyui, index):
-    wheel(index, "diffusers", "0.42", "regex>=2026")
-    wheel(index, "regex", "2026.1")
-    give(site_of(comfyui), "regex", "2024.1")
-    give(site_of(comfyui), "tokens", "3", "regex<2025")
+    wheel(index, "diffusers", "0.42", "words>=2026")
+    wheel(index, "words", "2026.1")
+    give(site_of(comfyui), "words", "2024.1")
+    give(site_of(comfyui), "tokens", "3", "words<2025")
     with pytest.raises(
-        Conflict, match=r"tokens 3 requires regex<2025; diffusers 0\.42 requires regex>=2026; installed"
+        Conflict, match=r"tokens 3 requires words<2025; diffusers 0\.42 requires words>=2026; installed"
     ):
         plan(comfyui)
 
