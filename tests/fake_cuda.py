@@ -17,8 +17,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import diffusers
 import pytest
 import torch
+import transformers
 from torch._subclasses.fake_tensor import FakeTensorMode, is_fake
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
@@ -26,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+import candela
 from candela.checkpoints import loading
 from candela.engine import adapters, attempts, sampling
 from candela.engine.fast import weights
@@ -37,6 +40,7 @@ CUDA, LAZY = 1, 17  # c10::DeviceType
 aten = torch.ops.aten
 COPIES = (aten._to_copy, aten.copy_, aten.copy)
 VALUES = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)  # operations whose result asks for a value
+HOMES = [Path(package.__file__).parent for package in (candela, diffusers, transformers)]
 ON_PURPOSE = {  # what a library does in float32 for the sake of the picture, and rounds before it goes on
     # RMSNorm: x / root; Lumina-Next's embedding of the whole text: its sum over the mask.
     "precisions": ("diffusers/models/normalization.py", "diffusers/models/embeddings.py"),
@@ -286,9 +290,8 @@ def _where() -> str:
     """The innermost line that is ours or a library's for models."""
     frame = sys._getframe(1)
     while frame:
-        for library in ("/candela/", "/diffusers/", "/transformers/"):
-            _, found, tail = frame.f_code.co_filename.rpartition(library)
-            if found:
-                return f"{library[1:]}{tail}:{frame.f_lineno}"
+        file = Path(frame.f_code.co_filename)
+        if home := next((home for home in HOMES if file.is_relative_to(home)), None):
+            return f"{file.relative_to(home.parent).as_posix()}:{frame.f_lineno}"
         frame = frame.f_back
     return "?"
