@@ -11,7 +11,7 @@ import torch
 from candela import Engine, Request
 from candela.checkpoints import read_checkpoint
 from candela.checkpoints.catalogue import DEMO_FOLDER
-from candela.errors import CandelaWarning, CheckpointError, MismatchedModel, ModelNotFound
+from candela.errors import CandelaWarning, CheckpointError, DamagedFile, MismatchedModel, ModelNotFound
 from tests import layouts
 from tests.conftest import STAR, pixels
 
@@ -371,3 +371,15 @@ def test_gemma_s_embedding_stays_packed():
     _place(holder, "embed.weight", packed, torch.device("cpu"), torch.float32)
     assert isinstance(holder.embed, QuantizedEmbedding)
     assert torch.equal(holder.embed(ids), wanted)
+
+
+def test_a_tokenizer_may_lie_beside_weights(tmp_path, star_pixels):
+    """As in a text encoder's own repository; and a link to nothing, as a hub cache has it, is told."""
+    folder = shutil.copytree(TOKENIZER, tmp_path / "encoder")
+    with open(folder / "model.safetensors", "wb") as file:
+        file.truncate(5_000_000_000)  # a hole
+    spec = f"transformer=demo,text_encoder=demo,vae=demo,tokenizer={folder}"
+    assert pixels(Engine.load(spec, device="cpu").generate(STAR).images[0]) == star_pixels
+    (folder / "merges.txt").symlink_to(tmp_path / "gone")
+    with pytest.raises(DamagedFile, match=r"merges\.txt cannot be read"):
+        Engine.load(spec, device="cpu")

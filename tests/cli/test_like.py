@@ -58,6 +58,17 @@ def test_no_path_of_a_record_is_touched(what, where, tmp_path, opened):
     assert not [path for path in opened if "evil" in path]
 
 
+def test_a_folder_that_is_called_like_a_model_of_the_hub_is_not_opened(tmp_path, demo_copy, monkeypatch):
+    (tmp_path / "someone").mkdir()
+    shutil.copytree(demo_copy, tmp_path / "someone" / "model")
+    monkeypatch.chdir(tmp_path)
+    picture = tmp_path / "a.png"
+    picture.write_bytes(picture_with(recorded(model="someone/model")))
+    done = run("generate", "--like", picture, "--out", tmp_path / "o")
+    assert done.exit_code == 2, done.output
+    assert "'someone/model', and here is a folder or file of that name. Say which is meant" in done.stderr
+
+
 @pytest.mark.parametrize("name", ["..", ".", "", "a/../../b", "C:", "a\0b", "n" * 5000])
 def test_odd_names_are_no_files(name, tmp_path):
     picture = tmp_path / "a.png"

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
 from candela.checkpoints import read_checkpoint
-from candela.checkpoints.assembling import default_dtype
+from candela.checkpoints.building import default_dtype
 from candela.engine import measuring
 from candela.engine.kernels import laid_out, nbytes, workspace
 from candela.engine.skeletons import Skeleton, skeleton

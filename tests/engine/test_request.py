@@ -113,3 +113,11 @@ def test_a_text_has_a_limit(name):
     Request(**texts)
     with pytest.raises(InvalidRequest, match="of 100001 characters is too long: the limit is 100000"):
         Request(**texts | {name: "a" * 100_001})
+
+
+def test_a_picture_that_ends_early_is_told_before_anything_runs(tmp_path):
+    path = tmp_path / "a.jpg"
+    Image.effect_noise((96, 96), 60).convert("RGB").save(path)
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(InvalidRequest, match="cannot be read as a picture"):
+        Request("a red star", image=Image.open(path))

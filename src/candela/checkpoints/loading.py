@@ -51,9 +51,14 @@ def load_components(checkpoint: Checkpoint, *, device: torch.device, dtype: torc
         MismatchedModel: a class the libraries do not have, or weights that do not fill the model exactly.
         DamagedFile: a file whose tensors cannot be read.
     """
-    return Components(
-        {name: load_component(part, name, device=device, dtype=dtype) for name, part in checkpoint.parts.items()}
-    )
+    loaded = {name: load_component(part, name, device=device, dtype=dtype) for name, part in light_first(checkpoint)}
+    return Components({name: loaded[name] for name in checkpoint.parts})
+
+
+def light_first(checkpoint: Checkpoint) -> list[tuple[str, Part]]:
+    """Its components, those without weights before the others: what is wrong with them is told before gigabytes are
+    read."""
+    return sorted(checkpoint.parts.items(), key=lambda item: bool(item[1].files))
 
 
 @torch.inference_mode(False)  # ComfyUI loads within it: such tensors could not be filled by several threads
@@ -132,7 +137,7 @@ def _library_errors(path: Path, what: str) -> Iterator[None]:
         raise MismatchedModel(f"{path}: a Python package is missing to read it. {error}") from error
     except BaseException as error:
         # A panic of Rust code is no Exception, and says so in its name only.
-        if ran_out(error) or not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):
+        if ran_out(error) or not (isinstance(error, Exception) or "Panic" in type(error).__name__):
             raise
         raise DamagedFile(f"{path}: {what}: {str(error)[:1000]}. Download it again") from error
 

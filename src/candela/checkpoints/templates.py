@@ -1,5 +1,5 @@
-"""Chat templates of strangers. A template is a program: Jinja's sandbox keeps it from what is outside, and not from
-running for ever or writing gigabytes. So it is read first, and only what cannot do so is run:
+"""Chat templates of strangers' Z-Image models. A template is a program: Jinja's sandbox keeps it from what is outside,
+and not from running for ever or writing gigabytes. So it is read first, and only what cannot do so is run:
 
 - the outer loops go over what is handed in (messages, tools, documents), one more may lie within;
 - what is set is never joined from what was set before, so nothing doubles;

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from candela.checkpoints.headers import json_text
-from candela.checkpoints.headers.header import open_regular
+from candela.checkpoints.headers.header import open_regular, reading
 from candela.checkpoints.patterns import check_pattern
 from candela.errors import DamagedFile
 
@@ -30,6 +30,7 @@ GROWTH = {"NFC": 3, "NFD": 4, "NFKC": 18, "NFKD": 18, "Lowercase": 2, "BertNorma
           "Strip": 1, "StripAccents": 1}  # fmt: skip
 PRE_TOKENIZERS = ("BertPreTokenizer", "ByteLevel", "CharDelimiterSplit", "Digits", "FixedLength", "Metaspace",
                   "Punctuation", "Split", "UnicodeScripts", "Whitespace", "WhitespaceSplit")  # fmt: skip
+WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth")  # of a text encoder, which may lie in the same folder
 STAGES = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 
 
@@ -40,11 +41,16 @@ def check_files(folder: Path) -> None:
         DamagedFile: a file that is none, is too large, or would have the library do what no published one does.
     """
     for file in folder.iterdir():
-        status = file.stat()
+        if file.suffix.lower() in WEIGHTS:
+            continue
+        with reading(file):
+            status = file.stat()
         if not stat.S_ISDIR(status.st_mode) and not stat.S_ISREG(status.st_mode):
             raise DamagedFile(f"{file} is not a regular file. Download it again")
         if stat.S_ISREG(status.st_mode) and status.st_size > LARGEST:
-            raise DamagedFile(f"{file} has {status.st_size} bytes; no tokenizer's file has more than {LARGEST}")
+            raise DamagedFile(
+                f"{file} has {status.st_size} bytes; no tokenizer's file has more than {LARGEST}. Download it again"
+            )
     file = folder / "tokenizer.json"
     if not file.is_file():
         return

@@ -93,7 +93,7 @@ def run(options: Options) -> int:
         target = Target(options.out, request.total)
         with spoken_warnings(muted=False):
             engine = Engine.load(model, fast=fast_mode(options.fast, record))
-    applied = engine.set_loras(loras)
+            applied = engine.set_loras(loras)
     request = engine.check(request)
     target.prepare()
     if record:
@@ -314,6 +314,9 @@ def progress_bar(pictures: int, quiet: bool) -> Iterator[Callable[[int], Callabl
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     console = Console(stderr=True)
+    if quiet or not console.is_terminal:  # a bar that is switched off still ends with a line in rich before 15
+        yield lambda index: lambda step: None
+        return
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -322,7 +325,6 @@ def progress_bar(pictures: int, quiet: bool) -> Iterator[Callable[[int], Callabl
         console=console,
         transient=True,
         redirect_stdout=sys.stdout.isatty(),  # paths that go into a pipe must not end up on the terminal
-        disable=quiet or not console.is_terminal,
     )
 
     def on_step(index: int) -> Callable[[Step], None]:

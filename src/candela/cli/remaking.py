@@ -55,7 +55,12 @@ def recorded_model(record: Record, picture: Path) -> str:
     """
     found = []
     for part in NEXT_PART.split(record.model):
-        component, equals, name = part.rpartition("=") if re.match(r"\w+=", part) else ("", "", part)
+        component, equals, name = part.partition("=") if re.match(r"\w+=", part) else ("", "", part)
+        if HUB_ID.fullmatch(name) and os.path.lexists(name):  # which would be opened instead of the hub's
+            raise InvalidRequest(
+                f"{picture} was made with the model {name!r}, and here is a folder or file of that name. Say which is "
+                "meant with --model"
+            )
         if name not in CATALOGUE and not HUB_ID.fullmatch(name):
             here = places(name, picture)
             if not here:

@@ -11,7 +11,7 @@ import torch
 
 from candela.checkpoints import Checkpoint, Components, Part, load_components
 from candela.checkpoints.again import Files
-from candela.checkpoints.loading import hollow_component, load_component
+from candela.checkpoints.loading import hollow_component, light_first, load_component
 from candela.engine import memory
 from candela.engine.heap import return_at_once, trim
 from candela.engine.ladder import Placement, Rung, below, costs
@@ -127,13 +127,12 @@ def _load(
         place = torch.device("cpu") if host and not resident else device
         components = fast(place) if fast else load_components(checkpoint, device=place, dtype=dtype)
     else:
-        components = Components(
-            {
-                name: (name != "vae" and not family.whole_pipeline and _away(part, name, dtype))
-                or load_component(part, name, device=device, dtype=dtype)
-                for name, part in checkpoint.parts.items()
-            }
-        )
+        loaded = {
+            name: (name != "vae" and not family.whole_pipeline and _away(part, name, dtype))
+            or load_component(part, name, device=device, dtype=dtype)
+            for name, part in light_first(checkpoint)
+        }
+        components = Components({name: loaded[name] for name in checkpoint.parts})
     shelves = {}
     for name, module in components.modules.items():
         if name == "vae" or family.whole_pipeline or not blocks_of(module) or (fast and not host):

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
-AHEAD = 1  # steps that are queued behind the one at work: the device never waits for Python, a stop only for these
+# Steps that are queued behind the one at work: the device does not wait for Python, and a stop only for these. (A
+# preview does: it is computed after what is queued.)
+AHEAD = 1
 
 
 class _Clock:

@@ -222,10 +222,11 @@ class Request:
             kind = type(self.image).__name__
             raise InvalidRequest(f"image must be a picture of PIL, not {kind}: open a file with PIL.Image.open")
         try:
+            self.image.load()  # PIL reads a file's pixels only now
             object.__setattr__(self, "image", as_rgb(self.image))
         except InvalidRequest:
             raise
-        except (OSError, SyntaxError, ValueError) as error:  # PIL reads a file's pixels only now
+        except (OSError, SyntaxError, ValueError) as error:
             raise InvalidRequest(f"the start image cannot be read as a picture ({error})") from error
 
     def _check_start(self) -> None:

@@ -12,9 +12,10 @@ from typing import Any, ClassVar, NoReturn
 import torch
 
 from candela.checkpoints import Checkpoint, Components, Part
+from candela.checkpoints.exhausted import ran_out
 from candela.checkpoints.fitting import check_fit
 from candela.errors import CandelaWarning, DamagedFile, InvalidRequest, MismatchedModel
-from candela.families.vae import quicken, spatial_factor
+from candela.families.vae import factor_of, quicken
 
 # (latents float32 [B, C, h, w] on the model's device, in its scale; timestep, scalar) -> velocity, likewise
 Predictor = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -138,7 +139,7 @@ class Family(ABC):
         Raises:
             MismatchedModel: the VAE has another factor, or blocks whose numbers contradict each other.
         """
-        if (factor := spatial_factor(vae)) != self.latent_factor:
+        if (factor := factor_of(vae)) != self.latent_factor:
             raise MismatchedModel(
                 f"{vae.path}: one latent of this VAE is {factor}x{factor} pixels; {self.name} works with VAEs of "
                 f"{self.latent_factor}x{self.latent_factor}. Use the VAE that belongs to the model"
@@ -274,7 +275,7 @@ def tokens_of(tokenizer: Any, text: str) -> list[int]:
         return tokenizer(text).input_ids
     except BaseException as error:
         # A panic of Rust code is no Exception, and says so in its name only.
-        if isinstance(error, MemoryError) or not (isinstance(error, Exception) or "Panic" in type(error).__name__):
+        if ran_out(error) or not (isinstance(error, Exception) or "Panic" in type(error).__name__):
             raise
         raise DamagedFile(
             f"the tokenizer {tokenizer.name_or_path} fails: {str(error)[:300]}. Download it again"

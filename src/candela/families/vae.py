@@ -16,7 +16,7 @@ BLOCKS = ("block_out_channels", "down_block_types", "up_block_types")
 MAX_BLOCKS = 7  # 64 pixels a side
 
 
-def spatial_factor(vae: Part) -> int:
+def factor_of(vae: Part) -> int:
     """Pixels a side of a latent: every block but the last doubles a side (AutoencoderKL of diffusers).
 
     Raises:

@@ -12,7 +12,7 @@ from candela.checkpoints.templates import check_template
 from candela.errors import DamagedFile, MismatchedModel
 from candela.families.base import Conditioning, Defaults, Family, Predictor
 from candela.families.layers import replace_forward
-from candela.families.vae import spatial_factor
+from candela.families.vae import factor_of
 from candela.families.z_image_forward import ZImageForward, block_forward
 
 REACH = 512  # patches a side: axes_lens [1536, 512, 512]
@@ -31,7 +31,7 @@ class ZImage(Family):
     def with_vae(self, vae: Part) -> Family:
         """With any factor: diffusers' pipeline takes it from the VAE."""
         own = copy.copy(self)
-        own.latent_factor = spatial_factor(vae)
+        own.latent_factor = factor_of(vae)
         own.size_multiple = 2 * own.latent_factor  # patches of 2 x 2 latents
         own.max_side = REACH * own.size_multiple
         return own

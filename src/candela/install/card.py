@@ -54,7 +54,12 @@ def pick_precision(model: str, offers: Collection[str], card: Card | None, manag
     if card is None:
         return first, "no NVIDIA card found: the most precise"
     total = f"{card.vram_bytes / 1e9:.1f}"
+
+    def gigabytes(precision: str) -> str:
+        """With what driver and desktop keep."""
+        return f"{(needed(model, precision, managed) + RESERVED) / 1e9:.1f}"
+
     for precision in offers:
         if fits(model, precision, card, managed):
-            return precision, f"needs {needed(model, precision, managed) / 1e9:.1f} of the {total} GB of {card.name}"
-    return last, f"the smallest; it needs {needed(model, last, managed) / 1e9:.1f} GB, and {card.name} has {total}"
+            return precision, f"needs {gigabytes(precision)} of the {total} GB of {card.name}"
+    return last, f"the smallest; it needs {gigabytes(last)} GB, and {card.name} has {total}"

@@ -102,8 +102,8 @@ class Environment:
             try:
                 requirement = Requirement(text)
                 applies = requirement.marker is None or requirement.marker.evaluate({**self.markers, "extra": ""})
-            except (InvalidRequirement, InvalidVersion, UndefinedComparison, UndefinedEnvironmentName):
-                continue
+            except (InvalidRequirement, InvalidVersion, UndefinedComparison, UndefinedEnvironmentName, KeyError):
+                continue  # the last one is packaging's up to 25
             if applies:
                 found.append(Need(who, requirement))
         return found

@@ -75,7 +75,7 @@ def open_regular(path: Path) -> BinaryIO:
         return regular.open_regular(path)
     except OSError as error:
         if error.errno == errno.EINVAL:
-            raise DamagedFile(f"{path} is not a regular file. Give the weight file itself") from error
+            raise DamagedFile(f"{path} is not a regular file. Give the file itself") from error
         raise
 
 

@@ -6,13 +6,15 @@ import os
 import shutil
 import subprocess
 import tempfile
+import threading
 import types
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
+from torch.utils import _config_module
 
 from candela.checkpoints.exhausted import causes, ran_out
 from candela.engine.fast.keeping import folder
@@ -23,6 +25,9 @@ TORCHS_OWN = os.path.join(tempfile.gettempdir(), "torchinductor_")  # and the us
 # Graphs that an engine has at most: up to seven (alone or in a batch, with a mask or without, refiner or layer), and as
 # many again for each set of modules that a LoRA changes.
 GRAPHS = 64
+# Each thread has settings of its own since torch 2.13. Before, one that leaves them would take them from another, whose
+# graphs then did not notice LoRAs: so compiled blocks run one at a time there.
+ALONE: AbstractContextManager[Any] = nullcontext() if hasattr(_config_module, "ContextVar") else threading.RLock()
 
 
 def can_compile(device: torch.device) -> bool:
@@ -110,11 +115,12 @@ class _Compiler:
 
 @contextmanager
 def _settings() -> Iterator[None]:
-    """Dynamo's, for this thread and until the block has run: other programs in this process have their own."""
+    """Dynamo's, for this thread and until the block has run: other programs in this process have their own. (Before
+    torch 2.13 they see these meanwhile.)"""
     import torch._dynamo
     from torch.fx.experimental import _config as symbols
 
-    with ExitStack() as stack:
+    with ALONE, ExitStack() as stack:
         stack.enter_context(
             torch._dynamo.config.patch(
                 # LoRAs come and go as hooks; without its guards on them, compiled code would not notice.
