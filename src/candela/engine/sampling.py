@@ -77,9 +77,9 @@ def denoise(
     Raises:
         Cancelled: `cancelled()` was true before a step.
     """
-    pace, tell = Pace(noise.device), on_step or (lambda step: None)
+    pace = Pace(noise.device)
 
-    def told(index: int, denoised: torch.Tensor) -> Callable[[float], None]:
+    def told(tell: OnStep, index: int, denoised: torch.Tensor) -> Callable[[float], None]:
         return lambda seconds: tell(Step(index, len(timesteps), seconds, denoised, preview))
 
     timesteps = scheduler.timesteps[first:]
@@ -97,7 +97,7 @@ def denoise(
             if index + 1 < len(timesteps):
                 kept = noised(kept, noise, scheduler.sigmas[first + index + 1])
             latents = start.mask * latents + (1 - start.mask) * kept
-        pace.end(told(index + 1, before - timestep / 1000 * velocity))
+        pace.end(told(on_step, index + 1, before - timestep / 1000 * velocity) if on_step else lambda seconds: None)
     pace.finish()
     return latents
 
