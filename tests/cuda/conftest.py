@@ -6,8 +6,6 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,20 +50,6 @@ def model(device, request) -> Path:
 def figure(record_property):
     """Notes a figure for the report."""
     return record_property
-
-
-@contextmanager
-def capped(device: torch.device, size: int) -> Iterator[None]:
-    """This process gets no more than `size` bytes of the card meanwhile. The CPU has no such cap."""
-    if device.type != "cuda":
-        yield
-        return
-    torch.cuda.empty_cache()
-    torch.cuda.set_per_process_memory_fraction(size / torch.cuda.mem_get_info(device)[1], device)
-    try:
-        yield
-    finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, device)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

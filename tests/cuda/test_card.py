@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from candela import Cancelled, CandelaWarning, Engine, InvalidRequest, Lora, Request
+from candela.bench.suites import capped
 from candela.checkpoints import read_checkpoint
 from candela.demo import check
 from candela.engine import planning
@@ -20,7 +21,6 @@ from candela.engine.measuring import PROMPT
 from candela.families import family_of
 from tests import loras
 from tests.conftest import STAR
-from tests.cuda.conftest import capped
 
 ROUNDING = 2  # of 255: convolutions of a card may round to TF32, torch's default
 RUNGS = [

@@ -186,7 +186,7 @@ def streamed(
     rung = rung if rung.placement is Placement.STREAMED else Rung(Placement.STREAMED)  # a small model would fit
     pair.engine.residency = placed = Placed(shelves, rung)
     placed.leave()
-    with capped(device):
+    with capped(device, CAP):
         side = whole(pair, size, steps)["candela"]
         timings = alternate({"candela streamed": side}, runs, device)
     title = f"{dimensions.name}, {size}x{size}, {steps} steps, {rung} within {CAP / 1e9:.0f} GB"
@@ -194,13 +194,13 @@ def streamed(
 
 
 @contextmanager
-def capped(device: torch.device) -> Iterator[None]:
-    """The GPU gives no more than `CAP` to this process meanwhile; elsewhere nothing is capped."""
+def capped(device: torch.device, size: int) -> Iterator[None]:
+    """The GPU gives no more than `size` bytes to this process meanwhile; elsewhere nothing is capped."""
     if device.type != "cuda":
         yield
         return
     torch.cuda.empty_cache()
-    torch.cuda.set_per_process_memory_fraction(CAP / torch.cuda.mem_get_info(device)[1], device)
+    torch.cuda.set_per_process_memory_fraction(size / torch.cuda.mem_get_info(device)[1], device)
     try:
         yield
     finally:
